@@ -1,0 +1,260 @@
+//! The configuration as meant: typed, checked, with every default filled in.
+//!
+//! `file` holds the TOML as written, `environment` the variables that count, and `load` turns both into a
+//! [`Config`], reporting every mistake at once with file, line and key. Nothing below `main` reads the environment.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+/// Everything the daemon needs to know before it builds itself.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Journal, side journal, ledger, dead letters.
+    pub state_dir: PathBuf,
+    /// The doors.
+    pub receive: Receive,
+    /// What may lie on disk.
+    pub spool: Spool,
+    /// Where records are shipped; may be empty, then records wait.
+    pub backends: Vec<Backend>,
+    /// The operator's door.
+    pub admin: Admin,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// The doors: addresses, and the bounds on what comes through them.
+#[derive(Debug, Clone)]
+pub struct Receive {
+    /// TCP addresses; each speaks gRPC and HTTP, HTTP/1.1 and HTTP/2.
+    pub listen: Vec<SocketAddr>,
+    /// Bound on one request, on the wire and again after decompression.
+    pub max_request_bytes: u64,
+    /// Bound on the memory of all requests being received, decompressed or transcoded.
+    pub max_in_flight_bytes: u64,
+    /// The spool socket.
+    pub socket: Socket,
+}
+
+/// A Unix socket and who may open it.
+#[derive(Debug, Clone)]
+pub struct Socket {
+    /// Where it is bound.
+    pub path: PathBuf,
+    /// Permission bits, for example `0o660`.
+    pub mode: u32,
+    /// Owning group; the daemon's own when absent.
+    pub group: Option<String>,
+}
+
+/// Limits of the journal.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    /// The queue cap: everything that lies on disk.
+    pub max_bytes: u64,
+    /// Size of one segment file.
+    pub segment_bytes: u64,
+    /// Refuse before the disk has less than this left.
+    pub min_free_disk: u64,
+    /// Delivered records stay this long for replay,
+    pub keep_delivered: Duration,
+    /// up to this much.
+    pub keep_delivered_bytes: u64,
+}
+
+/// One destination with its own place in the journal.
+#[derive(Debug, Clone)]
+pub struct Backend {
+    /// Unique; the key of its place in the journal.
+    pub name: String,
+    /// What it speaks and where it is.
+    pub target: Target,
+    /// How records are sent to it.
+    pub delivery: Delivery,
+    /// What it gets when it is new.
+    pub start_at: StartAt,
+}
+
+/// What a newly added backend gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartAt {
+    /// Everything that is still in the journal.
+    Oldest,
+    /// Only what arrives from now on.
+    Now,
+}
+
+/// The kind of a backend, with what only that kind needs.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// OTLP over gRPC.
+    OtlpGrpc(Remote),
+    /// OTLP over HTTP with protobuf; `Remote::endpoint` is the complete traces address.
+    OtlpHttp(Remote),
+    /// A self-hosted MLflow server; `Remote::endpoint` is its base address.
+    Mlflow {
+        /// The server.
+        remote: Remote,
+        /// For records that name no experiment; never empty.
+        experiment: Experiment,
+        /// `X-MLFLOW-WORKSPACE`, when set.
+        workspace: Option<String>,
+    },
+    /// OTLP JSON lines in a file.
+    File(FileTarget),
+}
+
+/// An MLflow experiment as the operator names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Experiment {
+    /// By its numeric id.
+    Id(String),
+    /// By its name; looked up, or created, at the first delivery.
+    Name(String),
+}
+
+/// A server that is reached over the network.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// `http`, `https`, or for gRPC also `unix:` addresses. Never contains user information.
+    pub endpoint: Url,
+    /// Sent with every request; values may be secrets.
+    pub headers: Vec<(String, Secret)>,
+    /// How requests authenticate.
+    pub credentials: Credentials,
+    /// Extra trust anchors and the client's own certificate.
+    pub tls: Tls,
+    /// How request bodies are compressed.
+    pub compression: Compression,
+}
+
+/// How requests authenticate.
+#[derive(Debug, Clone, Default)]
+pub enum Credentials {
+    /// Not at all.
+    #[default]
+    None,
+    /// `Authorization: Bearer`, the token given outright (environment).
+    Bearer(Secret),
+    /// `Authorization: Bearer`, the token read from this file again whenever the file changes.
+    BearerFile(PathBuf),
+    /// `Authorization: Basic`.
+    Basic {
+        /// User name.
+        username: String,
+        /// Password.
+        password: Secret,
+    },
+    /// `Authorization: Basic`, the password read from this file again whenever the file changes.
+    BasicFile {
+        /// User name.
+        username: String,
+        /// File with the password.
+        password_file: PathBuf,
+    },
+}
+
+/// TLS files in PEM form; all optional.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// Certificate authorities to trust for this server instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// Client certificate; together with `key`.
+    pub cert: Option<PathBuf>,
+    /// Key of the client certificate.
+    pub key: Option<PathBuf>,
+}
+
+/// Compression of request bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// As they are.
+    None,
+    /// The only coding the OTLP specification knows.
+    #[default]
+    Gzip,
+    /// Widespread, though not in the specification.
+    Zstd,
+}
+
+/// Where the `file` backend writes.
+#[derive(Debug, Clone)]
+pub struct FileTarget {
+    /// The current file; rotated ones get `.1`, `.2` and so on appended.
+    pub path: PathBuf,
+    /// Rotate when the file would grow past this.
+    pub rotate_bytes: u64,
+    /// How many rotated files are kept.
+    pub rotate_files: u32,
+}
+
+/// How a lane sends.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Requests in flight at most.
+    pub workers: u32,
+    /// Bound on one request.
+    pub timeout: Duration,
+    /// Bound on one batch, uncompressed; a larger record is sent alone.
+    pub batch_max_bytes: u64,
+    /// First pause after trouble.
+    pub backoff_initial: Duration,
+    /// Longest pause after trouble.
+    pub backoff_max: Duration,
+    /// Time in service after which a record that nothing could deliver is given up.
+    pub retry_timeout: Duration,
+    /// Pause between tries while the operator must act.
+    pub blocked_retry: Duration,
+}
+
+/// The operator's door.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Serves `status` and later the verbs that steer delivery.
+    pub socket: Socket,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Least severe level that is logged.
+    pub level: tracing::Level,
+    /// Form of the lines.
+    pub format: LogFormat,
+}
+
+/// Form of the log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// The journal under systemd, text otherwise.
+    Auto,
+    /// Human-readable.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A string that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides `value` from `Debug`.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}

@@ -1,0 +1,87 @@
+//! The waist of the hourglass: admission, group commit, answers when durable.
+
+use bytes::Bytes;
+
+use crate::otlp::Summary;
+
+/// The door that a record came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// gRPC on TCP or the spool socket.
+    Grpc,
+    /// HTTP on TCP or the spool socket.
+    Http,
+}
+
+/// A validated request on its way to the journal.
+#[derive(Debug)]
+pub struct Submission {
+    /// The request as protobuf, contiguous, never decoded.
+    pub payload: Bytes,
+    /// What validation found in it.
+    pub summary: Summary,
+    /// Where it came in.
+    pub door: Door,
+    /// `x-mlflow-experiment-id`, when the client named one.
+    pub experiment: Option<String>,
+    /// `X-MLFLOW-WORKSPACE`, when the client named one.
+    pub workspace: Option<String>,
+    /// Peer of a Unix socket.
+    pub peer_uid: Option<u32>,
+}
+
+/// The promise: the record is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its number in the journal.
+    pub record: u64,
+}
+
+/// Why a request is not taken. Normal life, not an error; `receive::refusal` turns it into status codes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The bytes are not what they claim to be; never retryable.
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    /// Over `receive.max_request_bytes`, on the wire or decompressed.
+    #[error("the request is larger than receive.max_request_bytes = {limit}")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// `spool.max_bytes` is reached.
+    #[error("the spool is full (spool.max_bytes = {max_bytes})")]
+    Full {
+        /// The limit in bytes.
+        max_bytes: u64,
+    },
+    /// The disk is nearly or really full.
+    #[error("the disk that holds the spool is full")]
+    DiskFull,
+    /// `receive.max_in_flight_bytes` is reached.
+    #[error("too many requests are being received (receive.max_in_flight_bytes = {limit})")]
+    Busy {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// The daemon is stopping.
+    #[error("the daemon is stopping")]
+    Stopping,
+    /// The journal failed; the process is about to exit.
+    #[error("the journal failed")]
+    Failed,
+}
+
+/// The way into the journal; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Intake {}
+
+impl Intake {
+    /// Appends the request and returns when it is durable. Dropping the future does not take the request back.
+    ///
+    /// # Errors
+    /// The refusal to answer with.
+    pub async fn submit(&self, _submission: Submission) -> Result<Receipt, Refusal> {
+        Err(Refusal::Stopping)
+    }
+}

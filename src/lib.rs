@@ -1,0 +1,6 @@
+//! A durable, disk-spooled trace shipper.
+
+pub mod backend;
+pub mod config;
+pub mod otlp;
+pub mod intake;
