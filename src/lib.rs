@@ -2,5 +2,5 @@
 
 pub mod backend;
 pub mod config;
-pub mod otlp;
 pub mod intake;
+pub mod otlp;
