@@ -32,7 +32,7 @@
 //! assert_eq!(committed.records, 1..2);
 //!
 //! let mut reader = shared.reader(1);
-//! let Step::Record(record) = reader.next()? else { panic!("a committed record can be read") };
+//! let Step::Record(record) = reader.step()? else { panic!("a committed record can be read") };
 //! assert_eq!(&record.payload[..], b"hello");
 //! # Ok(())
 //! # }

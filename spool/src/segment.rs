@@ -12,6 +12,8 @@ pub(crate) const VERSION: u16 = 1;
 
 /// Alignment of commit groups and size of the header: the largest block that common disks write in one piece.
 pub(crate) const BLOCK: u64 = 4096;
+/// The same as a length in memory.
+pub(crate) const BLOCK_LEN: usize = 4096;
 
 const MAGIC: [u8; 8] = *b"TRSPOOL\n";
 const FOOTER_MAGIC: u32 = u32::from_le_bytes(*b"TSFT");
@@ -100,7 +102,7 @@ impl Header {
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut block = vec![0; BLOCK as usize];
+        let mut block = vec![0; BLOCK_LEN];
         block[..8].copy_from_slice(&MAGIC);
         put_u16(&mut block, 8, VERSION);
         block[10] = self.stream as u8;
@@ -116,7 +118,7 @@ impl Header {
     }
 
     pub(crate) fn decode(block: &[u8]) -> Result<Self, BadHeader> {
-        if block.len() < BLOCK as usize || block[..8] != MAGIC || get_u32(block, 12) != header_crc(block) {
+        if block.len() < BLOCK_LEN || block[..8] != MAGIC || get_u32(block, 12) != header_crc(block) {
             return Err(BadHeader::Damaged);
         }
         let version = get_u16(block, 8);
@@ -140,7 +142,7 @@ impl Header {
 }
 
 fn header_crc(block: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&block[..12]), &block[16..BLOCK as usize])
+    crc32c::crc32c_append(crc32c::crc32c(&block[..12]), &block[16..BLOCK_LEN])
 }
 
 /// One entry of the footer's sparse index: where a group begins, and what lies before it in the segment.
@@ -272,32 +274,40 @@ fn decode_index(value: &[u8]) -> Option<Vec<IndexEntry>> {
     Some(index)
 }
 
+/// What the two ends of a segment file say.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    pub(crate) header: Result<Header, BadHeader>,
+    /// Present when the segment was sealed.
+    pub(crate) footer: Option<Footer>,
+    /// Of the file.
+    pub(crate) length: u64,
+}
+
 /// Reads header and, if there is one, footer of an open segment.
-pub(crate) fn read_ends(
-    file: &dyn crate::disk::DiskFile,
-    path: &Path,
-) -> Result<(Result<Header, BadHeader>, Option<Footer>, u64), Error> {
+pub(crate) fn read_ends(file: &dyn crate::disk::DiskFile, path: &Path) -> Result<Ends, Error> {
     let failed = |source| Error::io("read", path, source);
     let length = file.length().map_err(failed)?;
-    let mut block = vec![0; BLOCK as usize];
+    let mut block = vec![0; BLOCK_LEN];
     let filled = file.read_at(&mut block, 0).map_err(failed)?;
-    let header = match Header::decode(&block[..filled]) {
-        Ok(header) => header,
-        Err(bad) => return Ok((Err(bad), None, length)),
+    let header = Header::decode(&block[..filled]);
+    let footer = match &header {
+        Ok(header) => read_footer(file, header.stamp(), length).map_err(failed)?,
+        Err(_) => None,
     };
+    Ok(Ends { header, footer, length })
+}
+
+fn read_footer(file: &dyn crate::disk::DiskFile, stamp: Stamp, length: u64) -> std::io::Result<Option<Footer>> {
     let mut trailer = [0; TRAILER_LEN];
-    if length < BLOCK + (FOOTER_FIXED + TRAILER_LEN) as u64 {
-        return Ok((Ok(header), None, length));
-    }
-    file.read_at(&mut trailer, length - TRAILER_LEN as u64).map_err(failed)?;
-    let Some(footer_len) = Footer::length(&trailer).filter(|&footer_len| footer_len <= length - BLOCK) else {
-        return Ok((Ok(header), None, length));
-    };
-    let Ok(footer_len_usize) = usize::try_from(footer_len) else { return Ok((Ok(header), None, length)) };
-    let mut bytes = vec![0; footer_len_usize];
-    file.read_at(&mut bytes, length - footer_len).map_err(failed)?;
-    let footer = Footer::decode(&bytes, header.stamp()).filter(|footer| footer.end == length - footer_len);
-    Ok((Ok(header), footer, length))
+    let Some(trailer_at) = length.checked_sub(TRAILER_LEN as u64).filter(|at| *at >= BLOCK) else { return Ok(None) };
+    file.read_at(&mut trailer, trailer_at)?;
+    let footer_len = Footer::length(&trailer).filter(|footer_len| *footer_len <= length - BLOCK);
+    let Some(footer_len) = footer_len.and_then(|footer_len| usize::try_from(footer_len).ok()) else { return Ok(None) };
+    let footer_at = length - footer_len as u64;
+    let mut bytes = vec![0; footer_len];
+    file.read_at(&mut bytes, footer_at)?;
+    Ok(Footer::decode(&bytes, stamp).filter(|footer| footer.end == footer_at))
 }
 
 pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {

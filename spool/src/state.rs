@@ -356,7 +356,7 @@ mod tests {
         let mut state = State::default();
         for control in &controls {
             let read = Control::decode(&control.encode()).expect("a control that was written can be read");
-            assert_eq!(read, [control.clone()]);
+            assert_eq!(read, std::slice::from_ref(control));
             state.apply(&read[0]);
         }
         assert_eq!(state.accounts["a"].place, 4, "a backend that exists keeps its place");

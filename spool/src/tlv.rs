@@ -104,7 +104,7 @@ pub(crate) fn as_u64(value: &[u8]) -> Result<u64, Malformed> {
 
 /// Numbers in a row; a longer row than the caller knows is an extension, a shorter one reads as zeros.
 pub(crate) fn as_u64s<const N: usize>(value: &[u8]) -> Result<[u64; N], Malformed> {
-    if value.len() % 8 != 0 {
+    if !value.len().is_multiple_of(8) {
         return Err(Malformed);
     }
     let mut numbers = [0; N];

@@ -10,6 +10,7 @@ use crate::{Error, Kind};
 
 /// What the next step of a reader found.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "almost every step is a record, and a step is moved once")]
 pub enum Step {
     /// The next record.
     Record(Record),
@@ -67,7 +68,7 @@ impl Reader {
     ///
     /// # Errors
     /// [`Error::Io`] when the file system fails; the same call may be made again.
-    pub fn next(&mut self) -> Result<Step, Error> {
+    pub fn step(&mut self) -> Result<Step, Error> {
         loop {
             let Some(cursor) = &mut self.cursor else {
                 match self.shared.segment_with(self.place) {
@@ -158,7 +159,7 @@ impl Cursor {
         };
         let lost = *place..group.first_record;
         let damaged = at != self.offset && !lost.is_empty();
-        let damage = damaged.then(|| Damage { segment: self.info.id, records: lost, offset: self.offset });
+        let damage = damaged.then_some(Damage { segment: self.info.id, records: lost, offset: self.offset });
         self.offset = at + group.extent();
         if group.tally.records > 0 && group.next_record > *place {
             // Numbers may be skipped between groups, after a start above what an index had seen.

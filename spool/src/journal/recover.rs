@@ -15,7 +15,7 @@ use crate::disk::Disk;
 use crate::envelope::Kind;
 use crate::frame::Record;
 use crate::group::Group;
-use crate::segment::{self, BLOCK, BadHeader, Footer, Header, Stamp};
+use crate::segment::{self, BLOCK, BadHeader, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
 use crate::{Error, Now};
 
@@ -143,7 +143,7 @@ fn find(disk: &dyn Disk, dir: &Path, options: Options, recovery: &mut Recovery) 
 impl Segment {
     fn open(disk: &dyn Disk, path: &Path, id: u64, options: Options) -> Result<Option<Self>, Error> {
         let file = disk.open(path, false).map_err(|source| Error::io("open", path, source))?;
-        let (header, footer, length) = segment::read_ends(&*file, path)?;
+        let Ends { header, footer, length } = segment::read_ends(&*file, path)?;
         let of = |stamp| SegmentFile { file: file.into(), path: path.to_path_buf(), stamp };
         let header = match header {
             Ok(header) if header.segment == id && header.stream == options.stream => header,

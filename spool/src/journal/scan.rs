@@ -9,7 +9,7 @@ use super::{SegmentInfo, Shared};
 use crate::disk::DiskFile;
 use crate::frame::{self, Bad, Head, Record};
 use crate::group::{self, Group};
-use crate::segment::{BLOCK, Stamp};
+use crate::segment::{BLOCK, BLOCK_LEN, Stamp};
 use crate::{Error, Tally, segment};
 
 /// How much is read at once when looking for the next group behind damage.
@@ -50,7 +50,7 @@ impl SegmentFile {
             if filled == 0 {
                 break;
             }
-            for (index, block) in buffer[..filled].chunks(BLOCK as usize).enumerate() {
+            for (index, block) in buffer[..filled].chunks(BLOCK_LEN).enumerate() {
                 let at = offset + index as u64 * BLOCK;
                 match Group::decode(block, self.stamp, at) {
                     Some(group) if fits(&group, at, end) => return Ok(Some((at, group))),

@@ -9,7 +9,7 @@ use crate::disk::DiskFile;
 use crate::envelope::{Envelope, Kind};
 use crate::frame::{self, Staged};
 use crate::group::{self, Group, Span};
-use crate::segment::{self, BLOCK, Footer, Header, IndexEntry, Stamp};
+use crate::segment::{self, BLOCK, BLOCK_LEN, Footer, Header, IndexEntry, Stamp};
 use crate::state::{Control, State};
 use crate::{Error, Now, Tally};
 
@@ -19,7 +19,7 @@ const FOOTER_ROOM: u64 = 2 * BLOCK;
 const INDEX_ENTRIES: u64 = 64;
 const _: () = assert!(192 + 6 + (INDEX_ENTRIES + 2) * 56 + 16 <= FOOTER_ROOM, "the footer fits the room kept for it");
 
-static PADDING: [u8; BLOCK as usize] = [0; BLOCK as usize];
+static PADDING: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
 
 /// What a commit made durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
