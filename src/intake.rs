@@ -1,6 +1,7 @@
 //! The waist of the hourglass: admission, group commit, answers when durable.
 
 use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::otlp::Summary;
 
@@ -72,16 +73,34 @@ pub enum Refusal {
     Failed,
 }
 
+/// A submission, and where its answer goes.
+#[derive(Debug)]
+pub struct Job {
+    /// What is to be written.
+    pub submission: Submission,
+    /// Told once the record is durable, or refused. The record is written whether or not anyone still listens.
+    pub answer: oneshot::Sender<Result<Receipt, Refusal>>,
+}
+
 /// The way into the journal; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Intake {}
+pub struct Intake {
+    sender: mpsc::Sender<Job>,
+}
 
 impl Intake {
+    /// The committer holds the other end of `sender`.
+    pub fn new(sender: mpsc::Sender<Job>) -> Self {
+        Self { sender }
+    }
+
     /// Appends the request and returns when it is durable. Dropping the future does not take the request back.
     ///
     /// # Errors
     /// The refusal to answer with.
-    pub async fn submit(&self, _submission: Submission) -> Result<Receipt, Refusal> {
-        Err(Refusal::Stopping)
+    pub async fn submit(&self, submission: Submission) -> Result<Receipt, Refusal> {
+        let (answer, told) = oneshot::channel();
+        self.sender.send(Job { submission, answer }).await.map_err(|_| Refusal::Stopping)?;
+        told.await.unwrap_or(Err(Refusal::Failed))
     }
 }
