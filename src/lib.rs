@@ -2,5 +2,6 @@
 
 pub mod backend;
 pub mod config;
-pub mod otlp;
 pub mod intake;
+pub mod otlp;
+pub mod receive;
