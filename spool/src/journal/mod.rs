@@ -1,0 +1,193 @@
+//! The journal: a directory of segments with one writer and any number of readers.
+
+mod reader;
+mod reclaim;
+mod recover;
+mod scan;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::Bytes;
+
+use crate::disk::Disk;
+use crate::envelope::Envelope;
+use crate::segment::{Footer, Stamp};
+use crate::state::State;
+use crate::{Error, Stream, Tally};
+
+pub use reader::{Damage, Reader, Step};
+pub use reclaim::{Keep, Reclaimed};
+pub use recover::{Recovery, Torn};
+pub use writer::{Committed, Writer};
+
+/// How a journal is laid out.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Which of the two journals it is.
+    pub stream: Stream,
+    /// Size of a segment file in bytes; a larger commit group gets a segment of its own.
+    pub segment_bytes: u64,
+    /// No record gets a number below this: what others (an index, a backend's place) have seen already.
+    pub record_floor: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { stream: Stream::Main, segment_bytes: 64 << 20, record_floor: 1 }
+    }
+}
+
+/// A record to be written.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// What is known of it; its `kind` must be one of records.
+    pub envelope: Envelope,
+    /// The bytes as they were received.
+    pub payload: Bytes,
+}
+
+/// A journal's directory.
+#[derive(Debug)]
+pub struct Journal;
+
+/// A journal that was opened and recovered.
+#[derive(Debug)]
+pub struct Opened {
+    /// The one writer.
+    pub writer: Writer,
+    /// What readers are made from.
+    pub shared: Shared,
+    /// The last checkpoint with all controls behind it folded in.
+    pub state: State,
+    /// What had to be done.
+    pub recovery: Recovery,
+}
+
+impl Journal {
+    /// Opens the journal in `dir`, recovers what is in it, and begins a new segment.
+    ///
+    /// The caller holds a lock on the directory: two writers would destroy it.
+    ///
+    /// # Errors
+    /// [`Error::Newer`] for a newer format (nothing is touched), [`Error::Full`] or [`Error::Io`] of the file system.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u64) -> Result<Opened, Error> {
+        recover::open(disk, dir, options, wall_ns)
+    }
+}
+
+/// What is known of one segment file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentInfo {
+    /// Its number; later ones are higher.
+    pub id: u64,
+    /// Number of its first record, or that its first record would have.
+    pub first_record: u64,
+    /// Behind its last record.
+    pub next_record: u64,
+    /// What is in it.
+    pub tally: Tally,
+    /// Its size on disk.
+    pub file_bytes: u64,
+    /// Wall clock of receipt, lowest and highest, nanoseconds since 1970.
+    pub wall_ns: (u64, u64),
+    /// Running clock of receipt, lowest and highest, milliseconds.
+    pub clock_ms: (u64, u64),
+    /// Whether it will grow no more.
+    pub sealed: bool,
+    pub(crate) epoch: u64,
+    /// Behind its last durable group.
+    pub(crate) end: u64,
+}
+
+impl SegmentInfo {
+    fn stamp(&self) -> Stamp {
+        Stamp { segment: self.id, epoch: self.epoch }
+    }
+
+    fn sealed(stamp: Stamp, footer: &Footer, file_bytes: u64) -> Self {
+        Self {
+            id: stamp.segment,
+            first_record: footer.first_record,
+            next_record: footer.next_record,
+            tally: footer.tally,
+            file_bytes,
+            wall_ns: footer.received.wall_ns,
+            clock_ms: footer.received.clock_ms,
+            sealed: true,
+            epoch: stamp.epoch,
+            end: footer.end,
+        }
+    }
+}
+
+/// What writer and readers share: which segments there are, and up to where they are durable.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// Ascending; the last one is being written. Locked for moments only, never over a call to the disk.
+    segments: Mutex<Vec<SegmentInfo>>,
+}
+
+impl Shared {
+    fn new(disk: Arc<dyn Disk>, dir: PathBuf, segments: Vec<SegmentInfo>) -> Self {
+        Self { inner: Arc::new(Inner { disk, dir, segments: Mutex::new(segments) }) }
+    }
+
+    /// A reader from `place` on: the first record it returns has that number or the next higher one.
+    #[must_use]
+    pub fn reader(&self, place: u64) -> Reader {
+        Reader::new(self.clone(), place)
+    }
+
+    /// All segments, oldest first; the last one is being written.
+    #[must_use]
+    pub fn segments(&self) -> Vec<SegmentInfo> {
+        self.lock().clone()
+    }
+
+    /// Behind the last durable record.
+    #[must_use]
+    pub fn next_record(&self) -> u64 {
+        self.lock().last().map_or(1, |segment| segment.next_record)
+    }
+
+    /// The first record that is still there.
+    #[must_use]
+    pub fn first_record(&self) -> u64 {
+        self.lock().first().map_or(1, |segment| segment.first_record)
+    }
+
+    /// Bytes of all segment files, the allotted part of the one being written included.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.lock().iter().map(|segment| segment.file_bytes).sum()
+    }
+
+    /// What is in the journal from `place` on. Reads group headers of one segment, no payload.
+    ///
+    /// # Errors
+    /// [`Error::Io`] of the file system.
+    pub fn tally_from(&self, place: u64) -> Result<Tally, Error> {
+        let mut total = Tally::default();
+        for segment in self.segments() {
+            if segment.first_record >= place {
+                total += segment.tally;
+            } else if segment.next_record > place {
+                total += scan::tally_from(self, &segment, place)?;
+            }
+        }
+        Ok(total)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<SegmentInfo>> {
+        self.inner.segments.lock().expect("the catalogue is locked for moments that cannot panic")
+    }
+}
