@@ -1,6 +1,14 @@
 //! A durable, disk-spooled trace shipper.
 
+pub mod accounts;
+pub mod admin;
 pub mod backend;
+pub mod clock;
 pub mod config;
+pub mod daemon;
+pub mod deliver;
 pub mod intake;
+pub mod ledger;
 pub mod otlp;
+pub mod receive;
+pub mod status;

@@ -40,13 +40,11 @@ pub(super) fn enrol(state: &mut State, backends: &[Backend], writer: &mut Writer
     let mut is_first = state.accounts.is_empty();
     for backend in backends {
         let name = backend.name.clone();
-        let start = match state.accounts.get(&name) {
-            Some(account) if !account.is_removed() => continue,
-            Some(_) => next,
-            None if backend.start_at.unwrap_or(if is_first { StartAt::Oldest } else { StartAt::Now }) == StartAt::Oldest => {
-                first
-            }
-            None => next,
+        let start = match (state.accounts.get(&name), backend.start_at) {
+            (Some(account), _) if !account.is_removed() => continue,
+            (Some(_), _) | (None, StartAt::Now) => next,
+            (None, StartAt::Oldest) => first,
+            (None, StartAt::Auto) => if is_first { first } else { next },
         };
         is_first = false;
         controls.push(Control::BackendAdded { name, start });

@@ -2,7 +2,11 @@
 
 pub mod json;
 pub mod mlflow;
+#[cfg(test)]
+mod samples;
+mod schema;
 pub mod split;
 pub mod validate;
+mod wire;
 
 pub use validate::{Invalid, Summary, validate};

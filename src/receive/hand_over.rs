@@ -1,0 +1,195 @@
+//! From a body to a durable record: decompress, transcode, validate, submit.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderMap;
+
+use super::budget::Charge;
+use super::coding::{self, Coding};
+use super::refusal::Problem;
+use super::{Reception, size};
+use crate::intake::{Door, Refusal, Submission};
+use crate::otlp::{self, Summary};
+
+/// Up to this size a body is validated where it is: a few hundred microseconds. Longer work goes to a thread of its
+/// own, so that it does not hold up the other connections.
+const VALIDATED_INLINE: usize = 1 << 20;
+/// The same for transcoding JSON, which is slower by an order of magnitude.
+const TRANSCODED_INLINE: usize = 64 << 10;
+/// The same for decompressing, where both sides count: a small body may unfold to a large one.
+const DECOMPRESSED_INLINE: usize = 64 << 10;
+const DECOMPRESSED_INLINE_TO: u64 = 512 << 10;
+
+/// Longest experiment id or workspace name that is kept; MLflow's own names are shorter.
+const LONGEST_LABEL: usize = 250;
+
+/// What the body is once it is decompressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `ExportTraceServiceRequest` in protobuf.
+    Protobuf,
+    /// The same in OTLP's JSON.
+    Json,
+}
+
+/// What a request says about its traces outside its body.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Labels {
+    experiment: Option<String>,
+    workspace: Option<String>,
+}
+
+impl Labels {
+    /// Reads the headers, or the gRPC metadata. An empty value is no value: MLflow's SDK sends it for "not set".
+    pub(super) fn read(headers: &HeaderMap) -> Result<Self, Problem> {
+        let label = |name: &'static str| match headers.get(name).map(|value| value.as_bytes().trim_ascii()) {
+            None | Some([]) => Ok(None),
+            Some(value) if value.len() <= LONGEST_LABEL && value.iter().all(u8::is_ascii_graphic) => {
+                Ok(Some(String::from_utf8_lossy(value).into_owned()))
+            }
+            Some(_) => Err(Problem::invalid(format!(
+                "the header {name} has more than {LONGEST_LABEL} characters, or others than visible ASCII"
+            ))),
+        };
+        Ok(Self { experiment: label("x-mlflow-experiment-id")?, workspace: label("x-mlflow-workspace")? })
+    }
+}
+
+/// A body with all that is known about it.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) body: Bytes,
+    pub(super) coding: Coding,
+    pub(super) form: Form,
+    pub(super) door: Door,
+    pub(super) labels: Labels,
+    pub(super) peer_uid: Option<u32>,
+    pub(super) charge: Charge,
+}
+
+/// Returns when the traces are durable, or right away when there are none: an envelope without spans is a success and
+/// leaves nothing to keep (OTLP specification, "Empty Telemetry Envelopes").
+///
+/// The hand-over itself runs in a task of its own. A client that leaves while it waits cancels its handler, but not
+/// the append: the bytes were admitted, the record is written all the same, and the budget is charged until it is.
+pub(super) async fn hand_over(reception: &Reception, parcel: Parcel) -> Result<(), Problem> {
+    let Parcel { body, coding, form, door, labels, peer_uid, charge } = parcel;
+    let (body, charge) = decompressed(reception, body, coding, charge).await?;
+    let (payload, charge) = match form {
+        Form::Protobuf => (body, charge),
+        Form::Json => transcoded(reception, body, charge).await?,
+    };
+    let (payload, summary) = validated(reception, payload).await?;
+
+    let bytes = size(payload.len());
+    let spans = u64::from(summary.spans);
+    let traces = size(summary.trace_ids.len());
+    let received = Arc::clone(&reception.received);
+    if spans == 0 {
+        received.took(0, 0, bytes);
+        return Ok(());
+    }
+    let Labels { experiment, workspace } = labels;
+    let submission = Submission { payload, summary, door, experiment, workspace, peer_uid };
+    let intake = reception.intake.clone();
+    let submitted = tokio::spawn(async move {
+        let outcome = intake.submit(submission).await;
+        drop(charge);
+        if outcome.is_ok() {
+            received.took(traces, spans, bytes);
+        }
+        outcome
+    });
+    finished(submitted.await)??;
+    Ok(())
+}
+
+async fn decompressed(
+    reception: &Reception,
+    body: Bytes,
+    coding: Coding,
+    mut charge: Charge,
+) -> Result<(Bytes, Charge), Refusal> {
+    if coding == Coding::Identity {
+        return Ok((body, charge));
+    }
+    let limit = reception.max_request_bytes;
+    if body.len() <= DECOMPRESSED_INLINE {
+        let inline = limit.min(DECOMPRESSED_INLINE_TO);
+        match coding::decode(coding, &body, inline, &mut charge) {
+            // It unfolds to more than may be done here: start again where it may, having lost little.
+            Err(Refusal::TooLarge { .. }) if inline < limit => {}
+            Err(refusal) => return Err(refusal),
+            Ok(plain) => {
+                charge.hold(size(plain.len()))?;
+                return Ok((plain, charge));
+            }
+        }
+    }
+    aside(reception, move || {
+        let plain = coding::decode(coding, &body, limit, &mut charge)?;
+        drop(body);
+        charge.hold(size(plain.len()))?;
+        Ok((plain, charge))
+    })
+    .await?
+}
+
+async fn transcoded(reception: &Reception, json: Bytes, mut charge: Charge) -> Result<(Bytes, Charge), Refusal> {
+    let limit = reception.max_request_bytes;
+    let small = json.len() <= TRANSCODED_INLINE;
+    let work = move || {
+        // The wire form is shorter than the JSON it came from, but the two are there together.
+        charge.hold(2 * size(json.len()))?;
+        let wire = Bytes::from(otlp::json::to_wire(&json).map_err(|error| Refusal::Invalid(error.to_string()))?);
+        let length = size(wire.len());
+        if length > limit {
+            return Err(Refusal::TooLarge { limit });
+        }
+        drop(json);
+        charge.hold(length)?;
+        Ok((wire, charge))
+    };
+    work_at(reception, small, work).await?
+}
+
+async fn validated(reception: &Reception, payload: Bytes) -> Result<(Bytes, Summary), Refusal> {
+    let small = payload.len() <= VALIDATED_INLINE;
+    let work = move || match otlp::validate(&payload) {
+        Ok(summary) => Ok((payload, summary)),
+        Err(invalid) => Err(Refusal::Invalid(invalid.to_string())),
+    };
+    work_at(reception, small, work).await?
+}
+
+/// Does `work` here when it is small, else aside.
+async fn work_at<T: Send + 'static>(
+    reception: &Reception,
+    small: bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    if small { Ok(work()) } else { aside(reception, work).await }
+}
+
+/// Does `work` on a thread that may block, at most as many at once as there are cores.
+async fn aside<T: Send + 'static>(
+    reception: &Reception,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    let permit = Arc::clone(&reception.heavy).acquire_owned().await.map_err(|_| Refusal::Stopping)?;
+    let done = tokio::task::spawn_blocking(move || {
+        let result = work();
+        drop(permit);
+        result
+    });
+    finished(done.await)
+}
+
+/// A task ends without a result only when it panicked, which goes on here, or when the runtime is going down.
+fn finished<T>(joined: Result<T, tokio::task::JoinError>) -> Result<T, Refusal> {
+    joined.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Refusal::Stopping,
+    })
+}
