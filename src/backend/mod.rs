@@ -237,6 +237,12 @@ impl Backend {
         }
     }
 
+    /// Whether no two requests with spans of the same trace may be under way at once: an MLflow server updates the
+    /// trace's row with each of them.
+    pub fn keeps_traces_apart(&self) -> bool {
+        matches!(self.kind, Kind::Mlflow(_))
+    }
+
     /// Whether the credential file is another one than the last attempt used, so that a blocked lane may try at once.
     /// Looks at the file system; cheap, but not for every record.
     pub fn credentials_changed(&self) -> bool {
