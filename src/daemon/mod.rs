@@ -371,7 +371,7 @@ fn greet(config: &Config, addresses: &[std::net::SocketAddr], socket: &str) {
     info!("listening on {socket} (OTLP over gRPC and HTTP)");
     info!("storing in {} (at most {})", config.state_dir.display(), bytesize::ByteSize(config.spool.max_bytes));
     for backend in &config.backends {
-        info!("shipping to {} ({})", backend.name, backend.target.shown());
+        info!("shipping to {} ({})", backend.name, backend.target.place());
     }
     if config.backends.is_empty() {
         warn!("no backend is configured: traces are kept and shipped nowhere; add a [[backend]] to the configuration");

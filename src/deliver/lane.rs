@@ -129,9 +129,11 @@ impl Lane {
         let mut stop = self.parts.stop.clone();
         let mut durable = self.parts.durable.clone();
         while !*stop.borrow() {
-            self.launch()?;
+            // One moment for both questions, so that nothing falls due unseen between them.
+            let now = Instant::now();
+            self.launch(now)?;
             self.report();
-            let wake = self.next_due();
+            let wake = self.next_due(now);
             tokio::select! {
                 Some(finished) = self.in_flight.join_next(), if !self.in_flight.is_empty() => {
                     self.conclude(finished).await?;
@@ -158,9 +160,8 @@ impl Lane {
     }
 
     /// Starts as many requests as may be under way now.
-    fn launch(&mut self) -> Result<(), spool::Error> {
+    fn launch(&mut self, now: Instant) -> Result<(), spool::Error> {
         loop {
-            let now = Instant::now();
             let allowed = match self.mode {
                 Mode::Up => self.concurrency.allowed(),
                 Mode::Probing(_, until) if now < until => 0,
@@ -180,7 +181,7 @@ impl Lane {
         let fresh_first = matches!(self.mode, Mode::Probing(..)) && std::mem::replace(&mut self.probe_fresh, false);
         if fresh_first {
             let known = self.queue.len();
-            self.read_more()?;
+            self.read_more(now)?;
             if self.queue.len() > known {
                 return Ok(self.queue.remove(known));
             }
@@ -189,7 +190,7 @@ impl Lane {
         if let Some(parcel) = take_due(&mut self.queue, &self.busy, now) {
             return Ok(Some(parcel));
         }
-        self.read_more()?;
+        self.read_more(now)?;
         Ok(take_due(&mut self.queue, &self.busy, now))
     }
 
@@ -208,18 +209,17 @@ impl Lane {
     }
 
     /// Reads until a batch is full, or there is nothing more.
-    fn read_more(&mut self) -> Result<(), spool::Error> {
+    fn read_more(&mut self, now: Instant) -> Result<(), spool::Error> {
         if self.at_end {
             return Ok(());
         }
         // The page cache answers at once where the lane keeps up; behind, a read may wait for the disk.
-        tokio::task::block_in_place(|| self.read_batches())
+        tokio::task::block_in_place(|| self.read_batches(now))
     }
 
-    fn read_batches(&mut self) -> Result<(), spool::Error> {
+    fn read_batches(&mut self, now: Instant) -> Result<(), spool::Error> {
         let batch_bytes = self.batch_bytes();
         let held_max = batch_bytes.saturating_mul(2 * u64::from(self.parts.delivery.workers.max(1)));
-        let now = Instant::now();
         while self.held.bytes < held_max && self.held.records < WINDOW_RECORDS {
             let place = self.parts.reader.place();
             match self.parts.reader.step()? {
@@ -560,13 +560,12 @@ impl Lane {
     }
 
     /// When there may be something to do although nothing happened. What is due already waits for something else.
-    fn next_due(&self) -> Option<Instant> {
+    fn next_due(&self, now: Instant) -> Option<Instant> {
         let not_before = match self.mode {
             Mode::Up => None,
             Mode::Probing(_, until) => Some(until),
         };
         let parcels = self.queue.iter().map(|parcel| parcel.due).min();
-        let now = Instant::now();
         [not_before, parcels.max(not_before)].into_iter().flatten().filter(|due| *due > now).min()
     }
 }
