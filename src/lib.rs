@@ -1,6 +1,11 @@
 //! A durable, disk-spooled trace shipper.
 
 pub mod backend;
+pub mod cli;
 pub mod config;
+pub mod daemon;
+pub mod exit;
+pub mod log;
 pub mod otlp;
 pub mod intake;
+pub mod status;
