@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import socket
 import threading
 import time
 from concurrent import futures
@@ -140,7 +141,10 @@ class _HttpServer(ThreadingHTTPServer):
         """A server that goes away takes its kept-alive connections along."""
         self.server_close()
         for c in list(self.connections):
-            self.shutdown_request(c)
+            try:
+                c.shutdown(socket.SHUT_RDWR)  # both ways: nothing that is still under way may be taken
+            except OSError:
+                pass
 
     def handle_error(self, request, address):
         pass  # a peer that was killed
