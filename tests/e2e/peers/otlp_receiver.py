@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/traces" or self.headers.get("Content-Type") != PROTOBUF:
             return self._answer(404 if self.path != "/v1/traces" else 415)
         request = service.ExportTraceServiceRequest.FromString(body)
-        self._answer(self.receiver._take("http", int, dict(self.headers), request) or 200)
+        self._answer(self.receiver._take("http", int, {k.lower(): v for k, v in self.headers.items()}, request) or 200)
 
     def _chunks(self):
         body = b""
