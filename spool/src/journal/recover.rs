@@ -62,7 +62,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     };
     let closings = plan(found.segments, tail)?;
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
-    let state = fold(&closings, &doubtful.controls, &mut recovery)?;
+    let state = fold(&closings, &doubtful, &mut recovery)?;
     report_damage(&closings, &infos, state.lowest_place().unwrap_or(0), &mut recovery);
 
     let lost = found.lost;
@@ -201,6 +201,8 @@ impl Segment {
             scan.settle_last(self.length);
             if let Some((offset, records)) = lost {
                 scan.damage.push(Damage { segment: self.header.segment, records, offset });
+                scan.footer.next_sequence = group.sequence;
+                scan.footer.next_record = group.first_record;
             }
             scan.footer.end = at;
             scan.last = Some(group);
@@ -317,6 +319,8 @@ struct Doubtful {
     controls: Vec<Record>,
     records: Vec<(u64, Draft)>,
     next_record: u64,
+    /// Running clock of its commit.
+    clock_ms: u64,
 }
 
 impl Doubtful {
@@ -331,6 +335,7 @@ impl Doubtful {
         if let Some(group) = scan.last {
             let offset = scan.footer.end;
             doubtful.next_record = group.next_record;
+            doubtful.clock_ms = group.at.clock_ms;
             each_good(&segment.file, offset, &group, |record| doubtful.take(record))?;
             let good = (doubtful.controls.len() + doubtful.records.len()) as u64;
             let frames = (u64::from(group.controls) + group.tally.records).saturating_sub(good);
@@ -472,9 +477,9 @@ fn report_damage(closings: &[Closing], infos: &[SegmentInfo], lowest: u64, recov
 }
 
 /// The last checkpoint with everything behind it.
-fn fold(closings: &[Closing], doubtful: &[Record], recovery: &mut Recovery) -> Result<State, Error> {
+fn fold(closings: &[Closing], doubtful: &Doubtful, recovery: &mut Recovery) -> Result<State, Error> {
     let mut facts: Vec<Vec<Record>> = Vec::new();
-    let mut clock_ms = 0;
+    let mut clock_ms = doubtful.clock_ms;
     for closing in closings.iter().rev() {
         let (records, last_clock_ms) = read_facts(closing, recovery)?;
         clock_ms = clock_ms.max(closing.segment.header.created.clock_ms).max(last_clock_ms);
@@ -485,7 +490,7 @@ fn fold(closings: &[Closing], doubtful: &[Record], recovery: &mut Recovery) -> R
         }
     }
     let mut state = State::default();
-    for record in facts.iter().rev().flatten().chain(doubtful) {
+    for record in facts.iter().rev().flatten().chain(&doubtful.controls) {
         clock_ms = clock_ms.max(record.envelope.clock_ms);
         apply(&mut state, record, recovery);
     }

@@ -13,6 +13,9 @@ use crate::group::{self, Group};
 use crate::segment::{BLOCK, BLOCK_LEN, Stamp};
 use crate::{Error, Kind, Tally, segment};
 
+/// No record has a higher number; far above what any journal reaches, and sums stay below 2^64.
+const NUMBER_MAX: u64 = 1 << 62;
+
 /// How much is read at once when looking for the next group behind damage.
 const SEARCH_BYTES: usize = 1 << 20;
 
@@ -172,6 +175,7 @@ impl Groups {
         let skipped = group.sequence.checked_sub(self.sequence);
         skipped.is_some_and(|skipped| skipped <= blocks && (skipped > 0) == (blocks > 0))
             && group.first_record >= self.record
+            && group.next_record <= NUMBER_MAX
             && group.next_record.checked_sub(group.first_record).is_some_and(|count| group.tally.records <= count)
     }
 }
@@ -240,7 +244,10 @@ impl Frames {
     }
 
     fn head(&self) -> Result<Head, Bad> {
-        Head::decode(&self.bytes[self.from..], self.stamp, self.place())
+        let head = Head::decode(&self.bytes[self.from..], self.stamp, self.place())?;
+        // Numbers rise inside a group, and stay inside it.
+        let is_record = head.kind.is_some_and(Kind::is_record);
+        if is_record && !self.numbers.contains(&head.number) { Err(Bad::Head) } else { Ok(head) }
     }
 
     fn skip_to_good(&mut self) {
