@@ -63,7 +63,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let closings = plan(found.segments, tail)?;
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
     let state = fold(&closings, &doubtful, &mut recovery)?;
-    report_damage(&closings, &infos, state.lowest_place().unwrap_or(0), &mut recovery);
+    report_damage(&closings, &infos, state.lowest_needed().unwrap_or(0), &mut recovery);
 
     let lost = found.lost;
     let next_record = infos.iter().map(|info| info.next_record).max().unwrap_or(1).saturating_add(lost.records);
