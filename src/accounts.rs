@@ -123,13 +123,10 @@ impl Accounts {
     }
 
     /// Counts what a commit made durable.
-    pub fn commit(&self, tally: Tally) {
+    pub fn commit(&self, tally: Tally, next_record: u64) {
         let mut inner = self.lock();
         inner.committed += tally;
-        inner.received.requests += tally.records;
-        inner.received.traces += tally.traces;
-        inner.received.spans += tally.spans;
-        inner.received.bytes += tally.bytes;
+        inner.received.count(tally, next_record);
         inner.version += 1;
     }
 

@@ -37,6 +37,30 @@ pub struct Received {
     pub refused_invalid: u64,
     /// Requests refused because they were too large.
     pub refused_too_large: u64,
+    /// Records below this number are counted here; the journal itself says what the later ones add.
+    pub counted_to: u64,
+}
+
+impl Received {
+    fn numbers(&self) -> [u64; 8] {
+        let Self { requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large, counted_to } =
+            *self;
+        [requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large, counted_to]
+    }
+
+    fn from_numbers(numbers: [u64; 8]) -> Self {
+        let [requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large, counted_to] = numbers;
+        Self { requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large, counted_to }
+    }
+
+    /// Counts records that were taken, the last of which has the number before `next_record`.
+    pub fn count(&mut self, tally: Tally, next_record: u64) {
+        self.requests += tally.records;
+        self.traces += tally.traces;
+        self.spans += tally.spans;
+        self.bytes += tally.bytes;
+        self.counted_to = next_record;
+    }
 }
 
 /// Units given up, by the limit that an operator set.
@@ -184,15 +208,13 @@ pub enum Control {
 const CONTROL_BACKEND_ADDED: u16 = CRITICAL | 1;
 const CONTROL_PAUSED: u16 = CRITICAL | 2;
 const CONTROL_RESUMED: u16 = CRITICAL | 3;
-const CONTROL_BACKEND_REMOVED: u16 = CRITICAL | 4;
+const CONTROL_BACKEND_REMOVED: u16 = CRITICAL | 14;
 
 impl Control {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::default();
         match self {
-            Self::BackendAdded { name, start } => {
-                to.bytes(CONTROL_BACKEND_ADDED, &numbered_name(*start, name))
-            }
+            Self::BackendAdded { name, start } => to.bytes(CONTROL_BACKEND_ADDED, &numbered_name(*start, name)),
             Self::BackendRemoved { name, end } => to.bytes(CONTROL_BACKEND_REMOVED, &numbered_name(*end, name)),
             Self::Paused { name } => to.text(CONTROL_PAUSED, Some(name)),
             Self::Resumed { name } => to.text(CONTROL_RESUMED, Some(name)),
@@ -275,10 +297,7 @@ impl State {
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::default();
-        let Received { requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large } =
-            self.received;
-        to.u64(CLOCK, self.clock_ms);
-        to.u64s(RECEIVED, &[requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large]);
+        to.u64(CLOCK, self.clock_ms).u64s(RECEIVED, &self.received.numbers());
         for (name, account) in &self.accounts {
             to.bytes(ACCOUNT, &account.encode(name));
         }
@@ -291,12 +310,7 @@ impl State {
             let (tag, value) = item?;
             match tag {
                 CLOCK => state.clock_ms = tlv::as_u64(value)?,
-                RECEIVED => {
-                    let [requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large] =
-                        tlv::as_u64s(value)?;
-                    state.received =
-                        Received { requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large };
-                }
+                RECEIVED => state.received = Received::from_numbers(tlv::as_u64s(value)?),
                 ACCOUNT => {
                     let (name, account) = Account::decode(value)?;
                     state.accounts.insert(name, account);
@@ -342,7 +356,9 @@ impl Account {
             let (tag, value) = item?;
             match tag {
                 ACCOUNT_NAME => name = Some(tlv::as_text(value)?),
-                ACCOUNT_PLACES => [account.start, account.place, account.side_place, account.end] = tlv::as_u64s(value)?,
+                ACCOUNT_PLACES => {
+                    [account.start, account.place, account.side_place, account.end] = tlv::as_u64s(value)?
+                }
                 ACCOUNT_FINISHED => {
                     for range in value.chunks(16) {
                         let [start, end] = tlv::as_u64s(range)?;
@@ -405,7 +421,7 @@ mod tests {
         };
         let state = State {
             clock_ms: 42,
-            received: Received { requests: 1, refused_too_large: 7, ..Received::default() },
+            received: Received { requests: 1, refused_too_large: 7, counted_to: 9, ..Received::default() },
             accounts: [("a".to_owned(), account), ("b".to_owned(), Account::from_record(9))].into(),
         };
         assert_eq!(State::decode(&state.encode()), Ok(state));
@@ -447,7 +463,9 @@ mod tests {
         assert_eq!(state.lowest_needed(), Some(5), "its debt stays");
         state.apply(&added(20));
         let account = &state.accounts["a"];
-        assert!(!account.is_removed() && !account.is_finished(9) && account.is_finished(10) && !account.is_finished(20));
+        assert!(
+            !account.is_removed() && !account.is_finished(9) && account.is_finished(10) && !account.is_finished(20)
+        );
         state.accounts.get_mut("a").expect("added").finish(5..10);
         assert_eq!(state.accounts["a"].place, 20);
         state.apply(&Control::BackendRemoved { name: "a".into(), end: 20 });

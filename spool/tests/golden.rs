@@ -30,6 +30,7 @@ fn open(dir: &Path, stream: Stream) -> Opened {
 fn state() -> State {
     let account = Account {
         start: 1,
+        end: 17,
         place: 8,
         finished: vec![10..12, 15..16],
         side_place: 3,
@@ -53,6 +54,7 @@ fn state() -> State {
             refused_full: 5,
             refused_invalid: 6,
             refused_too_large: 7,
+            counted_to: 8,
         },
         accounts: [("first".to_owned(), account), ("second".to_owned(), Account::from_record(9))].into(),
     }

@@ -29,7 +29,9 @@ fn exit(fatal: &Fatal) -> Exit {
     use crate::receive::BindError;
     match fatal {
         Fatal::StateDir(StateDirError::Locked { .. }) => Exit::TryLater,
-        Fatal::StateDir(StateDirError::Newer { .. }) | Fatal::Storage(spool::Error::Newer { .. }) => Exit::Configuration,
+        Fatal::StateDir(StateDirError::Newer { .. }) | Fatal::Storage(spool::Error::Newer { .. }) => {
+            Exit::Configuration
+        }
         Fatal::StateDir(StateDirError::Io { source, .. }) | Fatal::Bind(BindError::Io { source, .. })
             if source.kind() == std::io::ErrorKind::PermissionDenied =>
         {

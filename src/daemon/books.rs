@@ -33,6 +33,13 @@ pub(super) fn count_aside(state: &mut State, side: &Shared) -> Result<(), Error>
     }
 }
 
+/// Counts what came in after the last checkpoint. At a start that follows kill -9 this is about a second's worth.
+pub(super) fn count_received(state: &mut State, journal: &Shared) -> Result<(), Error> {
+    let uncounted = journal.tally_from(state.received.counted_to)?;
+    state.received.count(uncounted, journal.next_record());
+    Ok(())
+}
+
 /// Notes which backends are in the configuration now and were not, and the other way round. Durable when it returns.
 pub(super) fn enrol(state: &mut State, backends: &[Backend], writer: &mut Writer, now: Now) -> Result<(), Error> {
     let (first, next) = (writer.shared().first_record(), writer.shared().next_record());
@@ -44,7 +51,13 @@ pub(super) fn enrol(state: &mut State, backends: &[Backend], writer: &mut Writer
             (Some(account), _) if !account.is_removed() => continue,
             (Some(_), _) | (None, StartAt::Now) => next,
             (None, StartAt::Oldest) => first,
-            (None, StartAt::Auto) => if is_first { first } else { next },
+            (None, StartAt::Auto) => {
+                if is_first {
+                    first
+                } else {
+                    next
+                }
+            }
         };
         is_first = false;
         controls.push(Control::BackendAdded { name, start });

@@ -125,6 +125,7 @@ impl Built {
 
         let mut state = std::mem::take(&mut journal.state);
         ledger::merge(&mut state, ledger.accounts);
+        books::count_received(&mut state, &journal.shared)?;
         books::count_aside(&mut state, &side.shared)?;
         let clock = Clock::from(state.clock_ms);
         books::enrol(&mut state, &config.backends, &mut journal.writer, clock.now())?;
@@ -192,7 +193,9 @@ impl Built {
             other_bytes: other_bytes(&side, ledger),
             disk: Arc::new(OsDisk),
         });
-        let admin = admin.serve(Arc::clone(&view)).map_err(|source| Fatal::System { operation: "open the admin socket", source })?;
+        let admin = admin
+            .serve(Arc::clone(&view))
+            .map_err(|source| Fatal::System { operation: "open the admin socket", source })?;
         greet(config, &view.addresses, &socket);
         Ok(Running {
             doors,

@@ -91,7 +91,9 @@ fn check_format(path: &Path) -> Result<bool, StateDirError> {
         // Empty: the power went while it was written, before anything else was.
         Ok(found) if found.is_empty() => Ok(false),
         Ok(found) if found == FORMAT => Ok(true),
-        Ok(found) => Err(StateDirError::Newer { path: path.to_path_buf(), found: found.trim().chars().take(80).collect() }),
+        Ok(found) => {
+            Err(StateDirError::Newer { path: path.to_path_buf(), found: found.trim().chars().take(80).collect() })
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(StateDirError::Io { operation: "read", path: path.to_path_buf(), source }),
     }
@@ -117,13 +119,17 @@ fn lock(dir: &Path) -> Result<File, StateDirError> {
         move |source| StateDirError::Io { operation, path, source }
     };
     let mut options = fs::OpenOptions::new();
-    let mut file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed("open"))?;
+    let mut file =
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed("open"))?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
             let holder = file.read_to_string(&mut text).ok().map(|_| text.trim().to_owned());
-            return Err(StateDirError::Locked { path: dir.to_path_buf(), holder: holder.filter(|pid| !pid.is_empty()) });
+            return Err(StateDirError::Locked {
+                path: dir.to_path_buf(),
+                holder: holder.filter(|pid| !pid.is_empty()),
+            });
         }
         Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
     }

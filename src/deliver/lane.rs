@@ -278,10 +278,7 @@ impl Lane {
     }
 
     /// Acts on what became of an attempt.
-    async fn conclude(
-        &mut self,
-        finished: Result<Finished, tokio::task::JoinError>,
-    ) -> Result<(), spool::Error> {
+    async fn conclude(&mut self, finished: Result<Finished, tokio::task::JoinError>) -> Result<(), spool::Error> {
         let Ok(Finished { parcel, outcome, probe }) = finished else {
             // With `panic = "abort"` this is never reached in a release; in tests it must not pass for a delivery.
             error!(backend = self.parts.name, "an attempt panicked; its records stay until the next start");

@@ -76,11 +76,7 @@ impl Parcel {
 }
 
 /// Takes the first parcel that is due and shares no trace with what is under way.
-pub(super) fn take_due(
-    queue: &mut VecDeque<Parcel>,
-    busy: &BTreeSet<TraceId>,
-    now: Instant,
-) -> Option<Parcel> {
+pub(super) fn take_due(queue: &mut VecDeque<Parcel>, busy: &BTreeSet<TraceId>, now: Instant) -> Option<Parcel> {
     let at = queue.iter().position(|parcel| parcel.due <= now && parcel.traces.is_disjoint(busy))?;
     queue.remove(at)
 }

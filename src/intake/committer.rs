@@ -92,7 +92,9 @@ impl Committer {
         let mut received = Vec::new();
         loop {
             if waiting.is_empty() {
-                let wait = async { tokio::time::timeout(CHECKPOINT_EVERY, self.jobs.recv_many(&mut received, GROUP_JOBS)).await };
+                let wait = async {
+                    tokio::time::timeout(CHECKPOINT_EVERY, self.jobs.recv_many(&mut received, GROUP_JOBS)).await
+                };
                 match runtime.block_on(wait) {
                     Ok(0) => break,
                     Ok(_) | Err(_) => waiting.extend(received.drain(..)),
@@ -137,7 +139,7 @@ impl Committer {
             }
         };
         if !committed.records.is_empty() {
-            self.accounts.commit(committed.tally);
+            self.accounts.commit(committed.tally, committed.records.end);
             self.durable.send_replace(committed.records.end);
             for (record, answer) in committed.records.zip(answers) {
                 let _ = answer.send(Ok(Receipt { record }));
