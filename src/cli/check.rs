@@ -35,7 +35,7 @@ impl Check {
                     "  ships to {} ({}): {}",
                     backend.name,
                     backend.target.kind(),
-                    backend.target.place()
+                    loaded.place(backend)
                 );
             }
         }

@@ -137,7 +137,8 @@ impl Page<'_> {
         self.line_as(endpoint, quoted(remote.shown()), &[written]);
         for (name, _) in &remote.headers {
             let source = self.origins.of(&format!("{}.headers.{name}", self.section));
-            let setting = format!("headers.{name} = \"***\"");
+            let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+            let setting = format!("headers.{} = \"***\"", if plain { name.clone() } else { quoted(name) });
             let _ = writeln!(self.text, "{setting:<MARGIN$}  # {}", source.origin);
         }
         match &remote.credentials {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::section::{At, Document, Found, Section};
-use super::{Compression, Environment, Finding, LogFormat, StartAt};
+use super::{Compression, Environment, Finding, LogFormat, Origin, StartAt, remote};
 
 /// Keys that the documentation of later versions names. Whoever writes one is told that it is not a typing error.
 const NOT_YET: &[&str] = &[
@@ -154,10 +154,21 @@ pub(super) fn parse(path: &Path, text: &str, environment: &Environment) -> (Conf
             key: String::new(),
             message: format!("this is not TOML: {}", error.message()),
         };
-        return (Config::default(), errors.iter().map(finding).collect());
+        let mut findings: Vec<_> = errors.iter().map(finding).collect();
+        findings.sort_by_key(|finding| place_of(finding));
+        // What follows on the same line is only the echo of the first.
+        findings.dedup_by_key(|finding| place_of(finding).0);
+        return (Config::default(), findings);
     }
     let config = read(&document.root(table.get_ref()));
     (config, document.into_findings())
+}
+
+fn place_of(finding: &Finding) -> (usize, usize) {
+    match &finding.origin {
+        Origin::File { line, column, .. } => (*line, *column),
+        _ => (0, 0),
+    }
 }
 
 fn read(root: &Section<'_, '_>) -> Config {
@@ -241,8 +252,8 @@ fn backend(mut section: Section<'_, '_>) -> Backend {
     let at = section.at();
     let name = section.string("name");
     // From here on places are named as the user named the backend.
-    if let Some(name) = name.as_ref().filter(|name| !name.at.hidden && !name.value.is_empty()) {
-        section.rename(format!("backend.{}", name.value.escape_debug()));
+    if let Some(name) = name.as_ref().filter(|name| !name.at.hidden && remote::is_good_name(&name.value)) {
+        section.rename(format!("backend.{}", name.value));
     }
     let kind = kind(&section);
     let backend = Backend {

@@ -42,6 +42,22 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
 }
 
+impl Loaded {
+    /// Where a backend is, fit for the log: neither a key in the address's query, nor anything of an address that was
+    /// put together from references.
+    pub fn place(&self, backend: &Backend) -> String {
+        let keys = ["endpoint", "traces_endpoint", "path"];
+        if keys.iter().any(|key| self.origins.of(&format!("backend.{}.{key}", backend.name)).hidden) {
+            return "***".into();
+        }
+        match (&backend.target, backend.target.remote()) {
+            (Target::File(file), _) => file.path.display().to_string(),
+            (_, Some(remote)) => remote.shown(),
+            (_, None) => String::new(),
+        }
+    }
+}
+
 /// Where a daemon with this configuration is found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doors {
@@ -218,7 +234,14 @@ fn settle_doors(
     let inside = paths::together(&state_dir);
     let (default_spool, default_admin) = match &places.sockets {
         Some(sockets) if !moved || places.sockets_are_given => sockets.clone(),
-        _ => inside,
+        _ => {
+            // What is derived from something hidden gives it away.
+            if settle.origins.of("state_dir").hidden {
+                settle.origins.set("receive.socket.path", Origin::Default, true);
+                settle.origins.set("admin.socket", Origin::Default, true);
+            }
+            inside
+        }
     };
     let spool = socket_path(spool, default_spool, "receive.socket.path", settle);
     let admin = socket_path(admin, default_admin, "admin.socket", settle);
@@ -465,7 +488,11 @@ fn unwritten_backends(delivery: &Delivery, receive: &Receive, doors: &Doors, set
     }
     if backends.is_empty() && !settle.environment.is_service() {
         let target = FileTarget {
-            path: doors.state_dir.join("traces.jsonl"),
+            path: {
+                let hidden = settle.origins.of("state_dir").hidden;
+                settle.origins.set("backend.file.path", Origin::Default, hidden);
+                doors.state_dir.join("traces.jsonl")
+            },
             rotate_bytes: remote::ROTATE_BYTES,
             rotate_files: remote::ROTATE_FILES,
         };

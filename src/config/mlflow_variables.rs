@@ -31,9 +31,13 @@ pub(super) fn target(settle: &mut Settle<'_>) -> Option<(&'static str, Target)> 
     };
     // MLflow's clients take user information in the address, and its own variables before it.
     let in_address = address::take_userinfo(&mut endpoint);
-    let credentials = match credentials(settle) {
-        Credentials::None => in_address.unwrap_or_default(),
-        credentials => credentials,
+    let credentials = match (credentials(settle), in_address) {
+        (Credentials::None, Some(in_address)) => {
+            note(settle, "username", URI, false);
+            note(settle, "password", URI, true);
+            in_address
+        }
+        (credentials, _) => credentials,
     };
     let experiment = experiment(settle);
     let workspace = environment.get("MLFLOW_WORKSPACE").map(|text| text.trim().to_owned());

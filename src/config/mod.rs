@@ -155,7 +155,7 @@ pub enum Experiment {
 }
 
 /// A server that is reached over the network.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Remote {
     /// `http`, `https`, or for gRPC also `unix:` addresses. Never contains user information.
     pub endpoint: Url,
@@ -309,15 +309,6 @@ impl Target {
             Self::File(_) => None,
         }
     }
-
-    /// Where it is, fit for the log: without what may be a key in the address's query.
-    pub fn place(&self) -> String {
-        match (self, self.remote()) {
-            (Self::File(file), _) => file.path.display().to_string(),
-            (_, Some(remote)) => remote.shown(),
-            (_, None) => String::new(),
-        }
-    }
 }
 
 impl Remote {
@@ -339,6 +330,18 @@ pub(crate) fn log_level(text: &str) -> Result<tracing::Level, String> {
         // The parser also takes numbers, which nobody could read in a file.
         .filter(|_| !text.trim().starts_with(|c: char| c.is_ascii_digit()))
         .ok_or_else(|| "must be one of error, warn, info, debug, trace".to_owned())
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote")
+            .field("endpoint", &self.shown())
+            .field("headers", &self.headers)
+            .field("credentials", &self.credentials)
+            .field("tls", &self.tls)
+            .field("compression", &self.compression)
+            .finish()
+    }
 }
 
 impl std::fmt::Debug for Secret {

@@ -35,10 +35,15 @@ pub(super) fn target(settle: &mut Settle<'_>) -> Option<(&'static str, Target)> 
     let (endpoint, credentials) = endpoint(variable, text, protocol, settle)?;
     let headers = headers(settle);
     let in_headers = headers.iter().any(|(name, _)| name == "authorization");
+    let credentials = credentials.filter(|_| !in_headers);
+    if credentials.is_some() {
+        note(settle, "username", variable, false);
+        note(settle, "password", variable, true);
+    }
     let remote = Remote {
         endpoint,
         headers,
-        credentials: credentials.filter(|_| !in_headers).unwrap_or_default(),
+        credentials: credentials.unwrap_or_default(),
         tls: tls(settle),
         compression: compression(settle),
     };

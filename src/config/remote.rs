@@ -52,10 +52,14 @@ fn require(written: &file::Backend, key: &str, advice: &str, settle: &mut Settle
     }
 }
 
-fn check_name(name: Found<String>, settle: &mut Settle<'_>) -> Option<String> {
+/// Whether this may be the name of a backend: it has to be a plain word in labels, keys and command lines.
+pub(super) fn is_good_name(text: &str) -> bool {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let text = &name.value;
-    if text.is_empty() || text.len() > LONGEST_NAME || !text.chars().all(good) || text.starts_with(['-', '.']) {
+    !text.is_empty() && text.len() <= LONGEST_NAME && text.chars().all(good) && !text.starts_with(['-', '.'])
+}
+
+fn check_name(name: Found<String>, settle: &mut Settle<'_>) -> Option<String> {
+    if !is_good_name(&name.value) {
         settle.mistake(
             &name.at,
             format!("must be 1 to {LONGEST_NAME} letters, digits, -, _ and . and begin with a letter, digit or _"),
