@@ -95,6 +95,8 @@ async fn an_experiment_that_vanished_is_looked_up_again() {
     let Outcome::Blocked { failure, experiment_only: true } = outcome else { panic!("{outcome:?}") };
     assert!(!failure.message.contains("payload"), "{failure:?}");
     assert_eq!(backend.attempt(&batch(&["a"])).await, delivered());
+    let ids = (0..4).map(|_| server.request()["headers"]["x-mlflow-experiment-id"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids, [Value::Null, json!("1"), Value::Null, json!("2")]);
 }
 
 #[tokio::test]
