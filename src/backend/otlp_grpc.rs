@@ -86,15 +86,26 @@ impl OtlpGrpc {
         };
         let (number, channel) = self.channel();
         match timeout_at(deadline, call(channel, request)).await {
-            Ok(Ok(answer)) => answer::otlp_grpc(&answer, sent, SystemTime::now()),
-            Ok(Err(outcome)) => outcome,
-            Err(_) => {
+            Ok(Ok(answer)) => self.advise(answer::otlp_grpc(&answer, sent, SystemTime::now())),
+            // tonic keeps the time that it sees in `grpc-timeout` too, and may be first to end the call.
+            Ok(Err(outcome)) if Instant::now() < deadline => outcome,
+            Ok(Err(_)) | Err(_) => {
                 // The connection may lead nowhere, which the kernel notices only after a quarter of an hour. Other
                 // attempts keep their hold on it and end as they may.
                 self.forget(number);
                 Outcome::timeout()
             }
         }
+    }
+
+    /// gRPC's C core calls an unknown compression INTERNAL, which nobody would trace back to a setting.
+    fn advise(&self, mut outcome: Outcome) -> Outcome {
+        if let Outcome::Refused { failure, doubtful: true } = &mut outcome
+            && self.compression == Compression::Zstd
+        {
+            failure.advice = Some("the server may not know zstd: try `compression = \"gzip\"`");
+        }
+        outcome
     }
 
     async fn request(&self, batch: &Batch) -> Result<Request<Body>, Outcome> {
