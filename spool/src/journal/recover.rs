@@ -92,18 +92,26 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     Ok(Opened { writer, shared, state, recovery })
 }
 
-/// Creates `dir` and makes that durable.
+/// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and it
+/// can't be seen that it did.
 fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
-    let missing = dir.ancestors().skip(1).take_while(|dir| {
-        !dir.as_os_str().is_empty() && disk.list(dir).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-    });
-    let missing = missing.count();
     disk.create_dir(dir).map_err(|source| Error::io("create", dir, source))?;
-    for parent in dir.ancestors().skip(1).take(missing + 1) {
+    for (distance, parent) in dir.ancestors().skip(1).enumerate() {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-        disk.sync_dir(parent).map_err(|source| Error::sync(parent, source))?;
+        match disk.sync_dir(parent) {
+            Ok(()) => {}
+            // Far above, there are directories that this process may not open, and file systems of other kinds; nothing
+            // was created there.
+            Err(error) if distance > 0 && is_foreign(&error) => {}
+            Err(source) => return Err(Error::sync(parent, source)),
+        }
     }
     Ok(())
+}
+
+fn is_foreign(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | Unsupported | InvalidInput)
 }
 
 #[derive(Debug)]
@@ -364,7 +372,8 @@ impl Doubtful {
 /// Copies a torn group of `length` bytes at most, as it lies there, to where it is out of the way.
 fn quarantine(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length: u64) -> Result<PathBuf, Error> {
     let into = dir.join(QUARANTINE);
-    make_dir(disk, &into)?;
+    disk.create_dir(&into).map_err(|source| Error::io("create", &into, source))?;
+    disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
     let path = into.join(format!("{:016x}-{offset:x}.group", segment.header.segment));
     let file = match disk.create(&path) {
         // A start that was cut short had copied it already.

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 #![allow(clippy::allow_attributes, reason = "what is unused differs from test file to test file")]
 
+pub mod driver;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
