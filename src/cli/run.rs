@@ -19,7 +19,7 @@ impl Run {
         }
         let socket = environment.get("NOTIFY_SOCKET").map(str::to_owned);
         let notify = Notify::from(socket, environment.get("WATCHDOG_USEC"));
-        daemon::run(&loaded.config, &notify).map_err(|fatal| Failure::new(exit(&fatal), &fatal))
+        daemon::run(&loaded, &notify).map_err(|fatal| Failure::new(exit(&fatal), &fatal))
     }
 }
 

@@ -20,7 +20,7 @@ use crate::accounts::Accounts;
 use crate::admin::{self, Admin};
 use crate::backend::{self, Backend};
 use crate::clock::{Clock, wall_ns};
-use crate::config::Config;
+use crate::config::{Config, Loaded};
 use crate::deliver::{Lane, LaneParts, Side};
 use crate::intake::{Committer, Intake, Limits};
 use crate::ledger::{self, Ledger};
@@ -69,14 +69,14 @@ pub enum Fatal {
 ///
 /// # Errors
 /// Why it did not start, or had to end.
-pub fn run(config: &Config, notify: &Notify) -> Result<(), Fatal> {
+pub fn run(loaded: &Loaded, notify: &Notify) -> Result<(), Fatal> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|source| Fatal::System { operation: "start the runtime", source })?;
-    let built = Built::build(config)?;
+    let built = Built::build(&loaded.config)?;
     let result = runtime.block_on(async {
-        let mut running = built.start(config)?;
+        let mut running = built.start(loaded)?;
         tell(notify, "READY=1");
         running.wait(notify).await?;
         info!("stopping");
@@ -137,7 +137,8 @@ impl Built {
     }
 
     /// Sets everything running; must be called inside the runtime.
-    fn start(self, config: &Config) -> Result<Running, Fatal> {
+    fn start(self, loaded: &Loaded) -> Result<Running, Fatal> {
+        let config = &loaded.config;
         let Self { doors, admin, journal, side, ledger, accounts, clock, backends, state_dir } = self;
         let ledger = ledger.map(Arc::new);
         let (stop_doors, doors_stopped) = watch::channel(false);
@@ -196,7 +197,7 @@ impl Built {
         let admin = admin
             .serve(Arc::clone(&view))
             .map_err(|source| Fatal::System { operation: "open the admin socket", source })?;
-        greet(config, &view.addresses, &socket);
+        greet(loaded, &view.addresses, &socket);
         Ok(Running {
             doors,
             admin,
@@ -367,14 +368,15 @@ fn open_journal(dir: &Path, options: Options) -> Result<Opened, Fatal> {
 }
 
 /// The first lines of the log: where it listens, stores and ships, and how to try it.
-fn greet(config: &Config, addresses: &[std::net::SocketAddr], socket: &str) {
+fn greet(loaded: &Loaded, addresses: &[std::net::SocketAddr], socket: &str) {
+    let config = &loaded.config;
     for address in addresses {
         info!("listening on {address} (OTLP over gRPC and HTTP)");
     }
     info!("listening on {socket} (OTLP over gRPC and HTTP)");
     info!("storing in {} (at most {})", config.state_dir.display(), bytesize::ByteSize(config.spool.max_bytes));
     for backend in &config.backends {
-        info!("shipping to {} ({})", backend.name, backend.target.place());
+        info!("shipping to {} ({})", backend.name, loaded.place(backend));
     }
     if config.backends.is_empty() {
         warn!("no backend is configured: traces are kept and shipped nowhere; add a [[backend]] to the configuration");
