@@ -11,6 +11,7 @@ use spool::{Shared, Step, Tally};
 use crate::accounts::{Accounts, Book, LaneState};
 use crate::clock::wall_time;
 use crate::config::Config;
+use crate::receive;
 use crate::status::{
     Backend, BackendState, Backlog, DeadLetters, Discarded, Kept, LastError, Received, Refused, Rejected, Spool, State,
     Status, Timestamp, Volume,
@@ -28,6 +29,8 @@ pub struct View {
     pub stopping: AtomicBool,
     /// The books.
     pub accounts: Arc<Accounts>,
+    /// What the doors refused.
+    pub received: Arc<receive::Received>,
     /// The journal.
     pub journal: Shared,
     /// Bytes on disk beside the journal.
@@ -50,6 +53,8 @@ impl View {
 
     /// The daemon at this moment. Reads a record of each backend from the disk, for its age.
     pub fn status(&self) -> Status {
+        let refused = self.received.totals();
+        self.accounts.set_refused(refused.full, refused.invalid, refused.too_large);
         let report = self.accounts.report();
         let received = report.received;
         Status {

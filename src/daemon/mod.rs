@@ -74,6 +74,8 @@ pub fn run(loaded: &Loaded, notify: &Notify) -> Result<(), Fatal> {
         .enable_all()
         .build()
         .map_err(|source| Fatal::System { operation: "start the runtime", source })?;
+    // Traces hold prompts and answers: whatever a library creates below is for nobody else. Sockets set their own mode.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let built = Built::build(&loaded.config)?;
     let result = runtime.block_on(async {
         let mut running = built.start(loaded)?;
@@ -190,6 +192,7 @@ impl Built {
             started_at: std::time::SystemTime::now(),
             stopping: false.into(),
             accounts: Arc::clone(&accounts),
+            received: Arc::clone(&received),
             journal: journal.shared,
             other_bytes: other_bytes(&side, ledger),
             disk: Arc::new(OsDisk),

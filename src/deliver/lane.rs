@@ -199,6 +199,7 @@ impl Lane {
             parcel.first_attempt_ns = wall_ns();
         }
         parcel.attempts += 1;
+        parcel.successes_at_send = self.successes;
         self.busy.extend(&parcel.traces);
         self.parts.accounts.settle(&self.parts.name, Tally::default(), |account| account.attempts += 1);
         let backend = Arc::clone(&self.parts.backend);
@@ -376,22 +377,20 @@ impl Lane {
 
     async fn refused(&mut self, mut parcel: Parcel, failure: Failure, doubtful: bool) -> Result<(), spool::Error> {
         self.note(&failure);
+        let now = Instant::now();
+        let case = match parcel.case.take() {
+            Some(case) => case.refused_again(doubtful),
+            None => Case::open(now, doubtful, self.successes),
+        };
+        parcel.case = Some(case);
         if parcel.records.len() > 1 {
             self.requeue_halves(parcel);
             return Ok(());
         }
-        let now = Instant::now();
-        match &mut parcel.case {
-            Some(case) => case.refused_again(doubtful),
-            None => {
-                self.suspects_in_a_row += 1;
-                parcel.case = Some(Case::open(now, doubtful, self.successes));
-            }
-        }
-        let case = parcel.case.unwrap_or_else(|| Case::open(now, doubtful, self.successes));
-        if case.is_convicted(now, self.successes) {
+        if case.is_convicted(now, parcel.successes_at_send) {
             return self.set_aside(parcel, Reason::Rejected, &failure).await;
         }
+        self.suspects_in_a_row += 1;
         if self.suspects_in_a_row >= BREAKER {
             self.trouble(LaneState::Blocked, self.parts.delivery.blocked_retry, &failure);
         }
@@ -422,7 +421,6 @@ impl Lane {
             records: expired,
             experiment: parcel.experiment.clone(),
             traces: BTreeSet::new(),
-            case: None,
             ..*parcel
         })
     }

@@ -25,8 +25,10 @@ pub(super) struct Parcel {
     pub(super) first_attempt_ns: u64,
     /// Not before.
     pub(super) due: Instant,
-    /// Open when the parcel is one record that was refused alone.
+    /// Open when it, or the parcel that it is a part of, was refused.
     pub(super) case: Option<Case>,
+    /// Deliveries that the lane had seen when it was last sent.
+    pub(super) successes_at_send: u64,
 }
 
 impl Parcel {
@@ -39,6 +41,7 @@ impl Parcel {
             first_attempt_ns: 0,
             due: now,
             case: None,
+            successes_at_send: 0,
         }
     }
 
@@ -66,7 +69,6 @@ impl Parcel {
             experiment: self.experiment.clone(),
             // An over-approximation: both halves wait for each other's traces.
             traces: self.traces.clone(),
-            case: None,
             ..self
         };
         let second = half(second);

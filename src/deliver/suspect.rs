@@ -1,9 +1,9 @@
 //! Whether a record that was refused alone is to blame.
 //!
 //! A refusal says nothing about whose fault it is: a server with a full disk answers 500 to everything. A record is
-//! convicted only when another one was accepted since it was first refused, and it was refused again; where the
-//! answer may be the server's own trouble (5xx, INTERNAL, UNKNOWN), only at the third refusal, the last at least ten
-//! seconds after the first.
+//! convicted only when another one was accepted since a request with it was first refused, and when it was then sent
+//! alone and refused again; where the answer may be the server's own trouble (5xx, INTERNAL, UNKNOWN), only at the
+//! third refusal, the last at least ten seconds after the first.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ const DOUBTFUL_APART: Duration = Duration::from_secs(10);
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
-/// The case against one record.
+/// The case against the records of a parcel, at last against one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Case {
     first_refused: Instant,
@@ -26,20 +26,21 @@ pub(super) struct Case {
 }
 
 impl Case {
-    /// Opened when a record is refused alone for the first time.
+    /// Opened when a request is refused for the first time; its halves inherit it.
     pub(super) fn open(now: Instant, doubtful: bool, successes: u64) -> Self {
         Self { first_refused: now, refusals: 1, doubtful, successes_before: successes }
     }
 
-    /// Refused once more.
-    pub(super) fn refused_again(&mut self, doubtful: bool) {
-        self.refusals = self.refusals.saturating_add(1);
-        self.doubtful = doubtful;
+    /// The same, refused once more.
+    #[must_use]
+    pub(super) fn refused_again(self, doubtful: bool) -> Self {
+        Self { refusals: self.refusals.saturating_add(1), doubtful, ..self }
     }
 
-    /// Whether the record is to blame, when the lane has seen `successes` deliveries.
-    pub(super) fn is_convicted(&self, now: Instant, successes: u64) -> bool {
-        let another_was_accepted = successes > self.successes_before;
+    /// Whether the one record in the parcel is to blame, when the lane had seen `successes_at_send` deliveries as it
+    /// was last sent. What was accepted while it was under way proves nothing: the server may have recovered in between.
+    pub(super) fn is_convicted(&self, now: Instant, successes_at_send: u64) -> bool {
+        let another_was_accepted = successes_at_send > self.successes_before;
         let often = if self.doubtful {
             self.refusals >= DOUBTFUL_REFUSALS && now.duration_since(self.first_refused) >= DOUBTFUL_APART
         } else {
@@ -64,7 +65,7 @@ mod tests {
         let start = Instant::now();
         let mut case = Case::open(start, false, 5);
         for _ in 0..100 {
-            case.refused_again(false);
+            case = case.refused_again(false);
         }
         assert!(!case.is_convicted(start + Duration::from_secs(3600), 5), "nothing else was accepted");
         assert!(case.is_convicted(start, 6));
@@ -80,9 +81,9 @@ mod tests {
     fn what_may_be_the_servers_trouble_needs_three_refusals_and_ten_seconds() {
         let start = Instant::now();
         let mut case = Case::open(start, true, 0);
-        case.refused_again(true);
+        case = case.refused_again(true);
         assert!(!case.is_convicted(start + Duration::from_secs(60), 1), "two refusals");
-        case.refused_again(true);
+        case = case.refused_again(true);
         assert!(!case.is_convicted(start + Duration::from_secs(9), 1), "too soon");
         assert!(case.is_convicted(start + Duration::from_secs(10), 1));
     }
@@ -92,7 +93,7 @@ mod tests {
         let mut case = Case::open(Instant::now(), true, 0);
         let mut pauses = vec![case.pause().as_secs()];
         for _ in 0..40 {
-            case.refused_again(true);
+            case = case.refused_again(true);
             pauses.push(case.pause().as_secs());
         }
         assert_eq!(&pauses[..8], [1, 2, 4, 8, 16, 32, 60, 60]);

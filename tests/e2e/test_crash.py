@@ -133,8 +133,9 @@ def test_the_ledger_may_be_deleted(make_daemon, receiver):
 
 def test_the_accounts_survive_restarts(make_daemon, receiver):
     daemon = make_daemon([receiver.backend("otlp_grpc")]).start()
-    client, total = HttpClient(daemon.port), 0
+    total = 0
     for stop in [daemon.terminate, daemon.kill9, daemon.terminate]:
+        client = HttpClient(daemon.port)
         for _ in range(30):
             assert client.send(make_request(3)[0]).ok
             total += 3

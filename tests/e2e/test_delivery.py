@@ -72,9 +72,9 @@ def test_bad_requests_are_refused_for_good(make_daemon, receiver):
     assert client.send("{", "application/json").status == 400
     assert client.send(b"", "text/plain").status == 415
     assert HttpClient(daemon.port, "/v1/nothing").send(b"").status == 404
-    # An id that no backend could store.
+    # An id of a length that decoders refuse.
     request, _ = make_request(1)
-    request.resource_spans[0].scope_spans[0].spans[0].span_id = b"\0" * 8
+    request.resource_spans[0].scope_spans[0].spans[0].span_id = b"\1" * 7
     grpc_client = GrpcClient(daemon.port)
     assert client.send(request).status == 400
     assert grpc_client.send(request).status == "INVALID_ARGUMENT"
