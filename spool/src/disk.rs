@@ -3,6 +3,9 @@
 //! Few, positional, whole-buffer calls, so that a simulated disk can stand in for the real one, count every call, and
 //! lose, tear or refuse any of them.
 
+#[cfg(feature = "sim")]
+pub mod sim;
+
 use std::fmt::Debug;
 use std::fs;
 use std::io::{self, IoSlice};

@@ -50,6 +50,11 @@ impl Error {
         }
     }
 
+    /// Whether a file was not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// A failed sync. Never [`Error::Full`], whatever the file system says: that would promise that nothing is on disk.
     pub(crate) fn sync(path: &Path, source: io::Error) -> Self {
         Self::Io { operation: "sync", path: path.to_path_buf(), source }

@@ -11,6 +11,9 @@ pub(crate) const HEAD: usize = 64;
 /// Frames begin at multiples of this.
 pub(crate) const ALIGN: u64 = 8;
 
+/// No frame is longer: far above what fits a disk, far below where sums overflow.
+const MAX_LEN: usize = 1 << 48;
+
 /// The header checksum covers bytes `CHECKED_FROM..MARK_AT` and the envelope: all but itself and the purge mark,
 /// which is written later, in place.
 const CHECKED_FROM: usize = 4;
@@ -138,6 +141,11 @@ impl Head {
         let envelope_len = usize::try_from(get_u32(bytes, 12)).map_err(|_| Bad::Head)?;
         let payload_len = usize::try_from(get_u64(bytes, 16)).map_err(|_| Bad::Head)?;
         let envelope = bytes.get(HEAD..).and_then(|rest| rest.get(..envelope_len)).ok_or(Bad::Head)?;
+        // A payload that reaches behind the bytes at hand is told by `record`; one that no file can hold ends here, so
+        // that no sum of lengths overflows.
+        if payload_len > MAX_LEN {
+            return Err(Bad::Head);
+        }
         if stamp.crc(offset, &[&bytes[CHECKED_FROM..MARK_AT], envelope]) != get_u32(bytes, 0) {
             return Err(Bad::Head);
         }
@@ -156,6 +164,15 @@ impl Head {
             crc_payload: get_u32(bytes, 4),
             purged,
         })
+    }
+
+    /// Whether `bytes` may begin with a record's frame numbered within `numbers`. Cheap, so that a search for the next
+    /// good frame need not compute a checksum at every step.
+    pub(crate) fn may_begin(bytes: &[u8], numbers: &std::ops::Range<u64>) -> bool {
+        bytes.len() >= HEAD
+            && Kind::from_u8(bytes[8]).is_some_and(Kind::is_record)
+            && bytes[9..12] == [0; 3]
+            && numbers.contains(&get_u64(bytes, 24))
     }
 
     /// Reads the whole frame, of which this is the head, from `bytes` that begin with it.

@@ -95,12 +95,21 @@ impl Group {
         bytes
     }
 
+    /// The stamp that bytes which look like a group header name: how a segment is read whose header block is lost.
+    pub(crate) fn named_stamp(bytes: &[u8]) -> Option<Stamp> {
+        let looks = bytes.len() >= HEAD && get_u32(bytes, 0) == MAGIC;
+        looks.then(|| Stamp { segment: get_u64(bytes, 112), epoch: get_u64(bytes, 120) })
+    }
+
     pub(crate) fn decode(bytes: &[u8], stamp: Stamp, offset: u64) -> Option<Self> {
         let bytes = bytes.get(..HEAD)?;
         if get_u32(bytes, 0) != MAGIC || get_u32(bytes, 4) != stamp.crc(offset, &[&bytes[8..]]) {
             return None;
         }
         let field = |index: usize| get_u64(bytes, 8 + index * 8);
+        if (field(13), field(14)) != (stamp.segment, stamp.epoch) {
+            return None;
+        }
         Some(Self {
             sequence: field(0),
             first_record: field(1),

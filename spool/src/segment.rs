@@ -81,8 +81,10 @@ pub(crate) struct Header {
     pub(crate) stream: Stream,
     pub(crate) segment: u64,
     pub(crate) epoch: u64,
-    /// Records of earlier segments at or above this number are superseded: they were written again here.
+    /// Number of its first record, or that its first record would have.
     pub(crate) first_record: u64,
+    /// Of its first group. Groups of earlier segments with this sequence or a higher one are superseded: what was good
+    /// in them was written again here.
     pub(crate) first_sequence: u64,
     pub(crate) created: Now,
 }
@@ -153,12 +155,15 @@ pub(crate) struct IndexEntry {
     pub(crate) before: Tally,
 }
 
-/// What a sealed segment holds; written behind its last group.
+/// What a sealed segment holds; written behind its last group. It repeats the header, so that a damaged header block
+/// costs nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Footer {
-    /// Behind the last group; where the footer begins.
+    /// Behind the last group.
     pub(crate) end: u64,
     pub(crate) groups: u64,
+    pub(crate) first_sequence: u64,
+    pub(crate) created: Now,
     pub(crate) first_record: u64,
     /// Behind the last record.
     pub(crate) next_record: u64,
@@ -173,6 +178,7 @@ const SECTION_INDEX: u16 = 1;
 const INDEX_NUMBERS: usize = 7;
 
 impl Footer {
+    /// The footer as it is written at `end`.
     pub(crate) fn encode(&self, stamp: Stamp) -> Vec<u8> {
         let mut sections = Encoder::default();
         let mut numbers = Vec::with_capacity(self.index.len() * INDEX_NUMBERS);
@@ -211,6 +217,9 @@ impl Footer {
             self.received.wall_ns.1,
             self.received.clock_ms.0,
             self.received.clock_ms.1,
+            self.first_sequence,
+            self.created.wall_ns,
+            self.created.clock_ms,
         ];
         for (index, field) in fields.into_iter().enumerate() {
             put_u64(&mut bytes, 16 + index * 8, field);
@@ -228,15 +237,29 @@ impl Footer {
         bytes
     }
 
-    /// Reads the whole footer, trailer included.
-    pub(crate) fn decode(bytes: &[u8], stamp: Stamp) -> Option<Self> {
+    /// Whether bytes look like the beginning of a footer.
+    pub(crate) fn begins(bytes: &[u8]) -> bool {
+        bytes.len() >= 4 && get_u32(bytes, 0) == FOOTER_MAGIC
+    }
+
+    /// The stamp that a footer names, without knowing it from the header.
+    fn named_stamp(bytes: &[u8]) -> Option<Stamp> {
+        (bytes.len() >= FOOTER_FIXED).then(|| Stamp { segment: get_u64(bytes, 16), epoch: get_u64(bytes, 24) })
+    }
+
+    /// Reads the whole footer, trailer included, which lies at `at`. Blocks that this version does not know may lie
+    /// between the last group and the footer.
+    pub(crate) fn decode(bytes: &[u8], stamp: Stamp, at: u64) -> Option<Self> {
         if bytes.len() < FOOTER_FIXED + TRAILER_LEN || get_u32(bytes, 0) != FOOTER_MAGIC {
             return None;
         }
         let field = |index: usize| get_u64(bytes, 16 + index * 8);
         let end = field(2);
         let body = &bytes[..bytes.len() - TRAILER_LEN];
-        if get_u64(bytes, 8) != bytes.len() as u64 || stamp.crc(end, &[&body[8..]]) != get_u32(bytes, 4) {
+        if get_u64(bytes, 8) != bytes.len() as u64 || stamp.crc(at, &[&body[8..]]) != get_u32(bytes, 4) {
+            return None;
+        }
+        if Self::named_stamp(bytes) != Some(stamp) || end < BLOCK || end > at {
             return None;
         }
         let mut index = Vec::new();
@@ -254,6 +277,8 @@ impl Footer {
             next_sequence: field(6),
             tally: Tally { records: field(7), traces: field(8), spans: field(9), units: field(10), bytes: field(11) },
             received: Span { wall_ns: (field(12), field(13)), clock_ms: (field(14), field(15)) },
+            first_sequence: field(16),
+            created: Now { wall_ns: field(17), clock_ms: field(18) },
             index,
         })
     }
@@ -280,6 +305,8 @@ pub(crate) struct Ends {
     pub(crate) header: Result<Header, BadHeader>,
     /// Present when the segment was sealed.
     pub(crate) footer: Option<Footer>,
+    /// The stamp that the footer names.
+    pub(crate) named: Option<Stamp>,
     /// Of the file.
     pub(crate) length: u64,
 }
@@ -291,14 +318,22 @@ pub(crate) fn read_ends(file: &dyn crate::disk::DiskFile, path: &Path) -> Result
     let mut block = vec![0; BLOCK_LEN];
     let filled = file.read_at(&mut block, 0).map_err(failed)?;
     let header = Header::decode(&block[..filled]);
-    let footer = match &header {
-        Ok(header) => read_footer(file, header.stamp(), length).map_err(failed)?,
-        Err(_) => None,
-    };
-    Ok(Ends { header, footer, length })
+    let stamp = header.as_ref().ok().map(Header::stamp);
+    let footer = read_footer(file, stamp, length).map_err(failed)?;
+    Ok(Ends {
+        header,
+        footer: footer.as_ref().map(|(_, footer)| footer.clone()),
+        named: footer.map(|(stamp, _)| stamp),
+        length,
+    })
 }
 
-fn read_footer(file: &dyn crate::disk::DiskFile, stamp: Stamp, length: u64) -> std::io::Result<Option<Footer>> {
+/// The footer, if there is a valid one, and the stamp that it names; it must be `stamp` where that is known.
+fn read_footer(
+    file: &dyn crate::disk::DiskFile,
+    stamp: Option<Stamp>,
+    length: u64,
+) -> std::io::Result<Option<(Stamp, Footer)>> {
     let mut trailer = [0; TRAILER_LEN];
     let Some(trailer_at) = length.checked_sub(TRAILER_LEN as u64).filter(|at| *at >= BLOCK) else { return Ok(None) };
     file.read_at(&mut trailer, trailer_at)?;
@@ -307,7 +342,8 @@ fn read_footer(file: &dyn crate::disk::DiskFile, stamp: Stamp, length: u64) -> s
     let footer_at = length - footer_len as u64;
     let mut bytes = vec![0; footer_len];
     file.read_at(&mut bytes, footer_at)?;
-    Ok(Footer::decode(&bytes, stamp).filter(|footer| footer.end == footer_at))
+    let Some(stamp) = stamp.or_else(|| Footer::named_stamp(&bytes)) else { return Ok(None) };
+    Ok(Footer::decode(&bytes, stamp, footer_at).map(|footer| (stamp, footer)))
 }
 
 pub(crate) fn put_u16(bytes: &mut [u8], at: usize, value: u16) {
@@ -368,18 +404,21 @@ mod tests {
         let footer = Footer {
             end: 8192,
             next_record: 107,
+            first_sequence: 4,
+            created: Now { wall_ns: 8, clock_ms: 9 },
             index: vec![IndexEntry { offset: 4096, first_record: 100, before: Tally::default() }],
             ..Footer::default()
         };
         let bytes = footer.encode(header.stamp());
-        assert_eq!(Footer::decode(&bytes, header.stamp()), Some(footer));
-        assert_eq!(Footer::decode(&bytes, Stamp { segment: 3, epoch: 1 }), None, "stale");
+        assert_eq!(Footer::decode(&bytes, header.stamp(), 8192), Some(footer));
+        assert_eq!(Footer::decode(&bytes, header.stamp(), 8200), None, "elsewhere");
+        assert_eq!(Footer::decode(&bytes, Stamp { segment: 3, epoch: 1 }, 8192), None, "stale");
         for (bytes, is_read) in [
             (&block, (|b: &[u8]| Header::decode(b).is_ok()) as fn(&[u8]) -> bool),
             (&bytes, |b| {
                 let trailer = b[b.len() - TRAILER_LEN..].try_into().expect("16 bytes");
                 Footer::length(&trailer) == Some(b.len() as u64)
-                    && Footer::decode(b, Stamp { segment: 3, epoch: 2 }).is_some()
+                    && Footer::decode(b, Stamp { segment: 3, epoch: 2 }, 8192).is_some()
             }),
         ] {
             for at in 0..bytes.len() {

@@ -37,6 +37,30 @@ pub struct Received {
     pub refused_invalid: u64,
     /// Requests refused because they were too large.
     pub refused_too_large: u64,
+    /// Records below this number are counted here; the journal itself says what the later ones add.
+    pub counted_to: u64,
+}
+
+impl Received {
+    fn numbers(&self) -> [u64; 8] {
+        let Self { requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large, counted_to } =
+            *self;
+        [requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large, counted_to]
+    }
+
+    fn from_numbers(numbers: [u64; 8]) -> Self {
+        let [requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large, counted_to] = numbers;
+        Self { requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large, counted_to }
+    }
+
+    /// Counts records that were taken, the last of which has the number before `next_record`.
+    pub fn count(&mut self, tally: Tally, next_record: u64) {
+        self.requests += tally.records;
+        self.traces += tally.traces;
+        self.spans += tally.spans;
+        self.bytes += tally.bytes;
+        self.counted_to = next_record;
+    }
 }
 
 /// Units given up, by the limit that an operator set.
@@ -67,6 +91,8 @@ impl Discarded {
 pub struct Account {
     /// First record that the backend was owed.
     pub start: u64,
+    /// First record that it is not owed, because the backend was taken out of the configuration; 0 while it is in.
+    pub end: u64,
     /// First record that is not finished.
     pub place: u64,
     /// Records above `place` that are finished, ascending, not touching.
@@ -111,6 +137,36 @@ impl Account {
             + self.not_applicable
     }
 
+    /// Whether the backend was taken out of the configuration.
+    #[must_use]
+    pub fn is_removed(&self) -> bool {
+        self.end != 0
+    }
+
+    /// The first record that must stay for this backend.
+    #[must_use]
+    pub fn lowest_needed(&self) -> u64 {
+        if self.is_removed() && self.place >= self.end { u64::MAX } else { self.place }
+    }
+
+    /// Notes that `records` need nothing more. The place moves over the contiguous finished part; what is finished
+    /// above a gap is kept as ranges, of which there are about as many as requests under way.
+    pub fn finish(&mut self, records: Range<u64>) {
+        let records = records.start.max(self.place)..records.end;
+        if records.is_empty() {
+            return;
+        }
+        let finished = &mut self.finished;
+        let from = finished.partition_point(|range| range.end < records.start);
+        let to = finished.partition_point(|range| range.start <= records.end);
+        let merged =
+            finished[from..to].iter().fold(records, |all, range| all.start.min(range.start)..all.end.max(range.end));
+        finished.splice(from..to, [merged]);
+        if finished[0].start <= self.place {
+            self.place = finished.remove(0).end;
+        }
+    }
+
     /// Whether `record` needs nothing more from this backend's lane.
     #[must_use]
     pub fn is_finished(&self, record: u64) -> bool {
@@ -121,12 +177,20 @@ impl Account {
 /// One fact, synced before it is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Control {
-    /// A backend exists from now on, and is owed everything from this record on.
+    /// A backend is in the configuration from now on, and is owed everything from this record on. Where it was in
+    /// it before, it is still owed what it was owed then.
     BackendAdded {
         /// Its name.
         name: String,
         /// First record it is owed.
         start: u64,
+    },
+    /// A backend was taken out of the configuration. It keeps its debt, and is not owed this record and later ones.
+    BackendRemoved {
+        /// Its name.
+        name: String,
+        /// First record it is not owed.
+        end: u64,
     },
     /// An operator stopped delivery to a backend.
     Paused {
@@ -144,14 +208,14 @@ pub enum Control {
 const CONTROL_BACKEND_ADDED: u16 = CRITICAL | 1;
 const CONTROL_PAUSED: u16 = CRITICAL | 2;
 const CONTROL_RESUMED: u16 = CRITICAL | 3;
+const CONTROL_BACKEND_REMOVED: u16 = CRITICAL | 14;
 
 impl Control {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::default();
         match self {
-            Self::BackendAdded { name, start } => {
-                to.bytes(CONTROL_BACKEND_ADDED, &[&start.to_le_bytes()[..], name.as_bytes()].concat())
-            }
+            Self::BackendAdded { name, start } => to.bytes(CONTROL_BACKEND_ADDED, &numbered_name(*start, name)),
+            Self::BackendRemoved { name, end } => to.bytes(CONTROL_BACKEND_REMOVED, &numbered_name(*end, name)),
             Self::Paused { name } => to.text(CONTROL_PAUSED, Some(name)),
             Self::Resumed { name } => to.text(CONTROL_RESUMED, Some(name)),
         };
@@ -164,8 +228,12 @@ impl Control {
             let (tag, value) = item?;
             controls.push(match tag {
                 CONTROL_BACKEND_ADDED => {
-                    let (start, name) = value.split_at_checked(8).ok_or(Malformed)?;
-                    Self::BackendAdded { name: tlv::as_text(name)?, start: tlv::as_u64(start)? }
+                    let (start, name) = read_numbered_name(value)?;
+                    Self::BackendAdded { name, start }
+                }
+                CONTROL_BACKEND_REMOVED => {
+                    let (end, name) = read_numbered_name(value)?;
+                    Self::BackendRemoved { name, end }
                 }
                 CONTROL_PAUSED => Self::Paused { name: tlv::as_text(value)? },
                 CONTROL_RESUMED => Self::Resumed { name: tlv::as_text(value)? },
@@ -175,6 +243,15 @@ impl Control {
         }
         Ok(controls)
     }
+}
+
+fn numbered_name(number: u64, name: &str) -> Vec<u8> {
+    [&number.to_le_bytes()[..], name.as_bytes()].concat()
+}
+
+fn read_numbered_name(value: &[u8]) -> Result<(u64, String), Malformed> {
+    let (number, name) = value.split_at_checked(8).ok_or(Malformed)?;
+    Ok((tlv::as_u64(number)?, tlv::as_text(name)?))
 }
 
 const CLOCK: u16 = 1;
@@ -196,25 +273,31 @@ impl State {
     pub fn apply(&mut self, control: &Control) {
         match control {
             Control::BackendAdded { name, start } => {
-                self.accounts.entry(name.clone()).or_insert_with(|| Account::from_record(*start));
+                let account = self.accounts.entry(name.clone()).or_insert_with(|| Account::from_record(*start));
+                let end = std::mem::take(&mut account.end);
+                if end != 0 {
+                    account.finish(end..*start);
+                }
+            }
+            Control::BackendRemoved { name, end } => {
+                if let Some(account) = self.accounts.get_mut(name) {
+                    account.end = *end;
+                }
             }
             Control::Paused { name } => self.accounts.entry(name.clone()).or_default().paused = true,
             Control::Resumed { name } => self.accounts.entry(name.clone()).or_default().paused = false,
         }
     }
 
-    /// The lowest record that some backend still needs; `None` when there is no backend.
+    /// The lowest record that some backend still needs; `None` when there never was a backend.
     #[must_use]
-    pub fn lowest_place(&self) -> Option<u64> {
-        self.accounts.values().map(|account| account.place).min()
+    pub fn lowest_needed(&self) -> Option<u64> {
+        self.accounts.values().map(Account::lowest_needed).min()
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut to = Encoder::default();
-        let Received { requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large } =
-            self.received;
-        to.u64(CLOCK, self.clock_ms);
-        to.u64s(RECEIVED, &[requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large]);
+        to.u64(CLOCK, self.clock_ms).u64s(RECEIVED, &self.received.numbers());
         for (name, account) in &self.accounts {
             to.bytes(ACCOUNT, &account.encode(name));
         }
@@ -227,12 +310,7 @@ impl State {
             let (tag, value) = item?;
             match tag {
                 CLOCK => state.clock_ms = tlv::as_u64(value)?,
-                RECEIVED => {
-                    let [requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large] =
-                        tlv::as_u64s(value)?;
-                    state.received =
-                        Received { requests, traces, spans, bytes, refused_full, refused_invalid, refused_too_large };
-                }
+                RECEIVED => state.received = Received::from_numbers(tlv::as_u64s(value)?),
                 ACCOUNT => {
                     let (name, account) = Account::decode(value)?;
                     state.accounts.insert(name, account);
@@ -251,7 +329,7 @@ impl Account {
         let finished: Vec<u64> = self.finished.iter().flat_map(|range| [range.start, range.end]).collect();
         let discarded = self.discarded;
         to.text(ACCOUNT_NAME, Some(name))
-            .u64s(ACCOUNT_PLACES, &[self.start, self.place, self.side_place])
+            .u64s(ACCOUNT_PLACES, &[self.start, self.place, self.side_place, self.end])
             .u64s(ACCOUNT_FINISHED, &finished)
             .u64s(ACCOUNT_DELIVERED, &numbers(self.delivered))
             .u64s(ACCOUNT_DEAD, &numbers(self.dead))
@@ -278,7 +356,9 @@ impl Account {
             let (tag, value) = item?;
             match tag {
                 ACCOUNT_NAME => name = Some(tlv::as_text(value)?),
-                ACCOUNT_PLACES => [account.start, account.place, account.side_place] = tlv::as_u64s(value)?,
+                ACCOUNT_PLACES => {
+                    [account.start, account.place, account.side_place, account.end] = tlv::as_u64s(value)?
+                }
                 ACCOUNT_FINISHED => {
                     for range in value.chunks(16) {
                         let [start, end] = tlv::as_u64s(range)?;
@@ -317,12 +397,15 @@ fn tally(value: &[u8]) -> Result<Tally, Malformed> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn a_state_comes_back_as_written() {
         let account = Account {
             start: 1,
+            end: 99,
             place: 5,
             finished: vec![7..9, 11..12],
             side_place: 3,
@@ -338,7 +421,7 @@ mod tests {
         };
         let state = State {
             clock_ms: 42,
-            received: Received { requests: 1, refused_too_large: 7, ..Received::default() },
+            received: Received { requests: 1, refused_too_large: 7, counted_to: 9, ..Received::default() },
             accounts: [("a".to_owned(), account), ("b".to_owned(), Account::from_record(9))].into(),
         };
         assert_eq!(State::decode(&state.encode()), Ok(state));
@@ -368,5 +451,56 @@ mod tests {
         let mut to = Encoder::default();
         to.u8(CRITICAL | 99, 1);
         assert_eq!(Control::decode(&to.finish()), Err(Malformed));
+    }
+
+    #[test]
+    fn a_backend_that_comes_back_is_owed_what_it_was_and_not_what_came_between() {
+        let mut state = State::default();
+        let added = |start| Control::BackendAdded { name: "a".into(), start };
+        state.apply(&added(1));
+        state.accounts.get_mut("a").expect("added").finish(1..5);
+        state.apply(&Control::BackendRemoved { name: "a".into(), end: 10 });
+        assert_eq!(state.lowest_needed(), Some(5), "its debt stays");
+        state.apply(&added(20));
+        let account = &state.accounts["a"];
+        assert!(
+            !account.is_removed() && !account.is_finished(9) && account.is_finished(10) && !account.is_finished(20)
+        );
+        state.accounts.get_mut("a").expect("added").finish(5..10);
+        assert_eq!(state.accounts["a"].place, 20);
+        state.apply(&Control::BackendRemoved { name: "a".into(), end: 20 });
+        assert_eq!(state.lowest_needed(), Some(u64::MAX), "a removed backend without debt needs nothing");
+    }
+
+    #[test]
+    fn the_place_waits_at_a_gap() {
+        let mut account = Account::from_record(10);
+        account.finish(12..13);
+        account.finish(14..16);
+        assert_eq!((account.place, account.finished.clone()), (10, vec![12..13, 14..16]));
+        account.finish(13..14);
+        assert_eq!((account.place, account.finished.clone()), (10, vec![12..16]));
+        account.finish(10..12);
+        assert_eq!((account.place, account.finished.clone()), (16, vec![]));
+        account.finish(3..9);
+        assert_eq!(account.place, 16, "what is behind the place changes nothing");
+    }
+
+    proptest! {
+        #[test]
+        fn in_any_order_it_equals_a_set(ranges in prop::collection::vec((0_u64..60, 1_u64..6), 0..60)) {
+            let mut account = Account::from_record(0);
+            let mut set = std::collections::BTreeSet::new();
+            for (start, length) in ranges {
+                account.finish(start..start + length);
+                set.extend(start..start + length);
+                let place = (0..).find(|record| !set.contains(record)).expect("sets are finite");
+                prop_assert_eq!(account.place, place);
+                for record in 0..70 {
+                    prop_assert_eq!(account.is_finished(record), set.contains(&record));
+                }
+                prop_assert!(account.finished.windows(2).all(|pair| pair[0].end < pair[1].start));
+            }
+        }
     }
 }

@@ -42,11 +42,11 @@ impl Tally {
 
 impl AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
-        self.records += other.records;
-        self.traces += other.traces;
-        self.spans += other.spans;
-        self.units += other.units;
-        self.bytes += other.bytes;
+        self.records = self.records.saturating_add(other.records);
+        self.traces = self.traces.saturating_add(other.traces);
+        self.spans = self.spans.saturating_add(other.spans);
+        self.units = self.units.saturating_add(other.units);
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 

@@ -1,7 +1,28 @@
 //! The configuration as meant: typed, checked, with every default filled in.
 //!
-//! `file` holds the TOML as written, `environment` the variables that count, and `load` turns both into a
+//! `file` holds the TOML as written, `environment` the variables that count, and [`load`] turns both into a
 //! [`Config`], reporting every mistake at once with file, line and key. Nothing below `main` reads the environment.
+
+mod address;
+mod effective;
+mod environment;
+mod expand;
+mod file;
+mod finding;
+mod load;
+mod mlflow_variables;
+mod otel_variables;
+mod paths;
+mod remote;
+mod section;
+mod settle;
+pub mod units;
+
+pub use effective::effective;
+pub use environment::Environment;
+pub use finding::{Finding, Mistakes, Origin, Origins, Source};
+pub use load::{Doors, Loaded, Overrides, doors, load};
+pub use paths::machine_sockets;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,6 +39,8 @@ pub struct Config {
     pub receive: Receive,
     /// What may lie on disk.
     pub spool: Spool,
+    /// How long, and how much, of what was given up is kept.
+    pub dead_letters: DeadLetters,
     /// Where records are shipped; may be empty, then records wait.
     pub backends: Vec<Backend>,
     /// The operator's door.
@@ -35,6 +58,8 @@ pub struct Receive {
     pub max_request_bytes: u64,
     /// Bound on the memory of all requests being received, decompressed or transcoded.
     pub max_in_flight_bytes: u64,
+    /// The operator knows that whoever reaches a listener beyond loopback may write to it.
+    pub insecure: bool,
     /// The spool socket.
     pub socket: Socket,
 }
@@ -65,6 +90,15 @@ pub struct Spool {
     pub keep_delivered_bytes: u64,
 }
 
+/// Limits of what was given up.
+#[derive(Debug, Clone)]
+pub struct DeadLetters {
+    /// Above this the oldest are discarded.
+    pub max_bytes: u64,
+    /// Older ones are discarded.
+    pub max_age: Duration,
+}
+
 /// One destination with its own place in the journal.
 #[derive(Debug, Clone)]
 pub struct Backend {
@@ -79,12 +113,16 @@ pub struct Backend {
 }
 
 /// What a newly added backend gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StartAt {
     /// Everything that is still in the journal.
     Oldest,
     /// Only what arrives from now on.
     Now,
+    /// Nobody said: everything for the first backend that this spool ever has, only what is new for later ones. Only
+    /// the journal knows which it is.
+    #[default]
+    Auto,
 }
 
 /// The kind of a backend, with what only that kind needs.
@@ -117,7 +155,7 @@ pub enum Experiment {
 }
 
 /// A server that is reached over the network.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Remote {
     /// `http`, `https`, or for gRPC also `unix:` addresses. Never contains user information.
     pub endpoint: Url,
@@ -250,6 +288,59 @@ impl Secret {
     /// The value, for the one place that sends it.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl Target {
+    /// The name of the kind, as the file and `status` have it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::OtlpGrpc(_) => "otlp_grpc",
+            Self::OtlpHttp(_) => "otlp_http",
+            Self::Mlflow { .. } => "mlflow",
+            Self::File(_) => "file",
+        }
+    }
+
+    /// The server, for the kinds that have one.
+    pub fn remote(&self) -> Option<&Remote> {
+        match self {
+            Self::OtlpGrpc(remote) | Self::OtlpHttp(remote) | Self::Mlflow { remote, .. } => Some(remote),
+            Self::File(_) => None,
+        }
+    }
+}
+
+impl Remote {
+    /// The address, fit for the log: a query may hold a key and is not shown.
+    pub fn shown(&self) -> String {
+        let mut url = self.endpoint.clone();
+        if url.query().is_some() {
+            url.set_query(Some("***"));
+        }
+        url.to_string()
+    }
+}
+
+/// Reads the name of a level.
+pub(crate) fn log_level(text: &str) -> Result<tracing::Level, String> {
+    text.trim()
+        .parse::<tracing::Level>()
+        .ok()
+        // The parser also takes numbers, which nobody could read in a file.
+        .filter(|_| !text.trim().starts_with(|c: char| c.is_ascii_digit()))
+        .ok_or_else(|| "must be one of error, warn, info, debug, trace".to_owned())
+}
+
+impl std::fmt::Debug for Remote {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remote")
+            .field("endpoint", &self.shown())
+            .field("headers", &self.headers)
+            .field("credentials", &self.credentials)
+            .field("tls", &self.tls)
+            .field("compression", &self.compression)
+            .finish()
     }
 }
 

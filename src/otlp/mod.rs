@@ -6,6 +6,7 @@ pub mod mlflow;
 mod samples;
 mod schema;
 pub mod split;
+mod token;
 pub mod validate;
 mod wire;
 

@@ -12,6 +12,8 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
+use super::wire::{LEN, put_length, put_tag};
+
 /// One real request in every flavour.
 pub(super) struct Sample {
     pub(super) name: &'static str,
@@ -35,6 +37,17 @@ pub(super) const SAMPLES: [Sample; 3] = [sample!("nested"), sample!("error"), sa
 
 pub(super) fn decode(request: &[u8]) -> Request {
     prost::Message::decode(request).unwrap()
+}
+
+/// Puts bytes into nested messages of these field numbers, the outermost first.
+pub(super) fn wrap(numbers: &[u32], content: &[u8]) -> Vec<u8> {
+    numbers.iter().rev().fold(content.to_vec(), |content, number| {
+        let mut out = Vec::new();
+        put_tag(&mut out, *number, LEN);
+        put_length(&mut out, content.len());
+        out.extend_from_slice(&content);
+        out
+    })
 }
 
 /// The value of an attribute, if it is a string.

@@ -61,7 +61,7 @@ pub enum BindError {
         length: usize,
     },
     /// The group of the socket is unknown.
-    #[error("there is no group {group:?} in /etc/group, which receive.socket.group names")]
+    #[error("there is no group {group:?} in /etc/group, which the configuration names for a socket")]
     NoGroup {
         /// The group.
         group: String,
@@ -123,9 +123,7 @@ impl Doors {
             let listener = Listener::Tcp(TcpListener::from_std(listener)?, address);
             loops.spawn(accept(listener, Arc::clone(&connections), Arc::clone(&reception), stop.clone()));
         }
-        self.unix.listener.set_nonblocking(true)?;
-        let listener = UnixListener::from_std(self.unix.listener.try_clone()?)?;
-        let listener = Listener::Unix(listener, self.unix);
+        let listener = Listener::Unix(self.unix.listener()?, self.unix);
         loops.spawn(accept(listener, connections, reception, stop));
         Ok(tokio::spawn(async move {
             while let Some(ended) = loops.join_next().await {
@@ -170,7 +168,7 @@ fn bind_tcp(address: SocketAddr, all: &[SocketAddr]) -> Result<(std::net::TcpLis
 
 /// The spool socket; its file goes when it is dropped, if it is still ours.
 #[derive(Debug)]
-struct UnixDoor {
+pub struct UnixDoor {
     listener: std::os::unix::net::UnixListener,
     path: PathBuf,
     /// Device and inode.
@@ -178,7 +176,11 @@ struct UnixDoor {
 }
 
 impl UnixDoor {
-    fn bind(config: &config::Socket) -> Result<Self, BindError> {
+    /// Binds the socket of `config`. A stale one is replaced; connections queue up until it is accepted from.
+    ///
+    /// # Errors
+    /// Why it cannot be bound.
+    pub fn bind(config: &config::Socket) -> Result<Self, BindError> {
         let path = config.path.as_path();
         let failed = |operation| move |source| BindError::Io { operation, address: path.display().to_string(), source };
         let length = path.as_os_str().len();
@@ -202,6 +204,15 @@ impl UnixDoor {
         fs::set_permissions(path, fs::Permissions::from_mode(config.mode)).map_err(failed("set the mode of"))?;
         rustix::net::listen(&door.listener, BACKLOG).map_err(|error| failed("listen on")(error.into()))?;
         Ok(door)
+    }
+
+    /// What connections are accepted from. The file goes with the door, so whoever accepts keeps both.
+    ///
+    /// # Errors
+    /// When the runtime does not take it.
+    pub fn listener(&self) -> io::Result<UnixListener> {
+        self.listener.set_nonblocking(true)?;
+        UnixListener::from_std(self.listener.try_clone()?)
     }
 }
 

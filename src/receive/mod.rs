@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 pub use budget::Budget;
 pub use counters::{Received, Totals};
-pub use listen::{BindError, Doors};
+pub use listen::{BindError, Doors, UnixDoor};
 use tokio::sync::Semaphore;
 
 use crate::config;

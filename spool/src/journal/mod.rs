@@ -6,6 +6,7 @@ mod recover;
 mod scan;
 mod writer;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -99,6 +100,9 @@ pub struct SegmentInfo {
     pub(crate) epoch: u64,
     /// Behind its last durable group.
     pub(crate) end: u64,
+    /// Of its first group, and behind its last one.
+    pub(crate) first_sequence: u64,
+    pub(crate) next_sequence: u64,
 }
 
 impl SegmentInfo {
@@ -118,7 +122,20 @@ impl SegmentInfo {
             sealed: true,
             epoch: stamp.epoch,
             end: footer.end,
+            first_sequence: footer.first_sequence,
+            next_sequence: footer.next_sequence,
         }
+    }
+
+    /// A walk over its groups.
+    fn groups(&self) -> scan::Groups {
+        scan::Groups::new(self.first_sequence, self.first_record, self.end)
+    }
+
+    /// Records that are in no file, between this segment and the one behind it. Sequences run without a gap from
+    /// segment to segment, record numbers need not.
+    fn missing_behind(&self, next: &Self) -> Range<u64> {
+        if next.first_sequence > self.next_sequence { self.next_record..next.first_record } else { 0..0 }
     }
 }
 

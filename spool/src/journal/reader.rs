@@ -2,10 +2,10 @@
 
 use std::ops::Range;
 
-use super::scan::{Frames, SegmentFile};
+use super::scan::{Found, Frames, Groups, SegmentFile};
 use super::{SegmentInfo, Shared};
-use crate::frame::{Bad, Record};
-use crate::segment::BLOCK;
+use crate::frame::Record;
+use crate::group::Group;
 use crate::{Error, Kind};
 
 /// What the next step of a reader found.
@@ -40,17 +40,26 @@ pub struct Reader {
     cursor: Option<Cursor>,
 }
 
+/// Where a reader is inside a segment.
 #[derive(Debug)]
 struct Cursor {
     info: SegmentInfo,
     file: SegmentFile,
-    /// Where the next group begins.
-    offset: u64,
-    /// Where the present group began.
-    group_at: u64,
-    /// Behind the last record of the present group.
-    group_next: u64,
-    frames: Option<Frames>,
+    groups: Groups,
+    group: Option<OpenGroup>,
+}
+
+/// The group at hand.
+#[derive(Debug)]
+struct OpenGroup {
+    frames: Frames,
+    at: u64,
+    /// Records of it that were not met yet.
+    left: u64,
+    /// The next record in it has this number or a higher one.
+    record: u64,
+    /// Behind its last record.
+    next: u64,
 }
 
 impl Reader {
@@ -71,121 +80,162 @@ impl Reader {
     pub fn step(&mut self) -> Result<Step, Error> {
         loop {
             let Some(cursor) = &mut self.cursor else {
-                match self.shared.segment_with(self.place) {
-                    Some(info) => self.cursor = Some(Cursor::open(&self.shared, info)?),
-                    None => return Ok(Step::End),
-                }
-                continue;
-            };
-            if let Some(step) = cursor.next_in_group(&mut self.place) {
-                return Ok(step);
-            }
-            if cursor.offset < cursor.info.end {
-                if let Some(damage) = cursor.next_group(&mut self.place)? {
+                let Some(entry) = self.shared.segment_with(self.place) else { return Ok(Step::End) };
+                if let Some(damage) = self.enter(entry)? {
                     return Ok(Step::Damaged(damage));
                 }
                 continue;
+            };
+            if let Some(step) = cursor.step(&mut self.place)? {
+                return Ok(step);
             }
             // At the end of what was known of this segment: it may have grown, or been sealed.
             match self.shared.segment(cursor.info.id) {
-                Some(info) if info.end > cursor.offset => cursor.info = info,
+                Some(info) if info.end > cursor.groups.end => cursor.grow(info),
                 Some(info) if !info.sealed => return Ok(Step::End),
                 _ => {
-                    let behind = cursor.info.next_record;
-                    let lost = self.place..behind;
-                    let damage = Damage { segment: cursor.info.id, records: lost, offset: cursor.offset };
+                    let id = cursor.info.id;
+                    self.place = self.place.max(cursor.info.next_record);
                     self.cursor = None;
-                    if self.place < behind {
-                        self.place = behind;
+                    let Some(entry) = self.shared.segment_behind(id) else { return Ok(Step::End) };
+                    if let Some(damage) = self.enter(entry)? {
                         return Ok(Step::Damaged(damage));
-                    }
-                    match self.shared.segment_behind(damage.segment) {
-                        Some(info) => {
-                            self.place = self.place.max(info.first_record);
-                            self.cursor = Some(Cursor::open(&self.shared, info)?);
-                        }
-                        None => return Ok(Step::End),
                     }
                 }
             }
         }
+    }
+
+    /// Goes to the head of a segment; returns what is missing before it.
+    fn enter(&mut self, Entry { info, missing }: Entry) -> Result<Option<Damage>, Error> {
+        match Cursor::open(&self.shared, info) {
+            Ok(cursor) => self.cursor = Some(cursor),
+            // It was reclaimed between the look into the catalogue and here: the next look finds another.
+            Err(error) if error.is_not_found() && self.shared.segment(info.id).is_none() => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        let lost = missing.start.max(self.place)..missing.end;
+        self.place = self.place.max(info.first_record);
+        Ok((!lost.is_empty()).then_some(Damage { segment: info.id, records: lost, offset: 0 }))
     }
 }
 
 impl Cursor {
     fn open(shared: &Shared, info: SegmentInfo) -> Result<Self, Error> {
         let file = SegmentFile::open(shared, &info)?;
-        Ok(Self { info, file, offset: BLOCK, group_at: BLOCK, group_next: 0, frames: None })
+        Ok(Self { info, file, groups: info.groups(), group: None })
     }
 
-    /// The next record of the group at hand at or above `place`.
-    fn next_in_group(&mut self, place: &mut u64) -> Option<Step> {
-        let frames = self.frames.as_mut()?;
-        while let Some(frame) = frames.next() {
-            let damaged = match frame {
-                Ok(frame) => {
-                    let wanted = frame.head.kind.is_none_or(Kind::is_record) && frame.head.number >= *place;
-                    if !wanted || frame.head.purged {
-                        continue;
-                    }
-                    let number = frame.head.number;
-                    *place = number + 1;
-                    match frame.record() {
-                        Ok(record) => return Some(Step::Record(record)),
-                        Err(Bad::Head | Bad::Payload | Bad::Unknown) => number..number + 1,
-                    }
+    fn grow(&mut self, info: SegmentInfo) {
+        self.groups.end = info.end;
+        self.info = info;
+    }
+
+    /// The next record at or above `place` in what is known of this segment, or damage; `None` at its end.
+    fn step(&mut self, place: &mut u64) -> Result<Option<Step>, Error> {
+        loop {
+            if let Some(group) = &mut self.group {
+                match group.step(self.info.id, place) {
+                    Some(step) => return Ok(Some(step)),
+                    None => self.group = None,
                 }
-                // Without its header the next frame can't be found: the rest of the group is lost to a reader.
-                Err(_) => std::mem::replace(place, self.group_next.max(*place))..self.group_next,
+            }
+            let before = self.groups.clone();
+            let lost = match self.groups.next(&self.file)? {
+                Some(Found { at, group, lost }) => {
+                    self.open_group(at, &group, *place)?;
+                    lost
+                }
+                None if before.offset < before.end => {
+                    // Nothing good is left up to the end.
+                    self.groups.finish(self.info.next_sequence, self.info.next_record);
+                    Some((before.offset, before.record..self.info.next_record))
+                }
+                None => return Ok(None),
             };
-            if !damaged.is_empty() {
-                return Some(Step::Damaged(Damage { segment: self.info.id, records: damaged, offset: self.group_at }));
+            if let Some((offset, records)) = lost {
+                let records = records.start.max(*place)..records.end;
+                if !records.is_empty() {
+                    *place = records.end;
+                    return Ok(Some(Step::Damaged(Damage { segment: self.info.id, records, offset })));
+                }
             }
         }
-        self.frames = None;
-        // Frames cut off without a bad header would otherwise vanish in silence.
-        if *place < self.group_next {
-            let lost = std::mem::replace(place, self.group_next)..self.group_next;
-            return Some(Step::Damaged(Damage { segment: self.info.id, records: lost, offset: self.group_at }));
-        }
-        None
     }
 
-    /// Goes to the next group; returns what was lost on the way.
-    fn next_group(&mut self, place: &mut u64) -> Result<Option<Damage>, Error> {
-        let Some((at, group)) = self.file.group_at_or_behind(self.offset, self.info.end)? else {
-            self.offset = self.info.end;
-            return Ok(None);
-        };
-        let lost = *place..group.first_record;
-        let damaged = at != self.offset && !lost.is_empty();
-        let damage = damaged.then_some(Damage { segment: self.info.id, records: lost, offset: self.offset });
-        self.offset = at + group.extent();
-        if group.tally.records > 0 && group.next_record > *place {
-            // Numbers may be skipped between groups, after a start above what an index had seen.
-            *place = (*place).max(group.first_record);
-            self.group_at = at;
-            self.group_next = group.next_record;
-            self.frames = Some(self.file.frames(at, &group)?);
+    fn open_group(&mut self, at: u64, group: &Group, place: u64) -> Result<(), Error> {
+        if group.tally.records > 0 && group.next_record > place {
+            let frames = match self.file.records(at, group) {
+                Ok(frames) => frames,
+                Err(error) => {
+                    // The same step may be made again: nothing of it was taken.
+                    self.groups.rewind(at, group);
+                    return Err(error);
+                }
+            };
+            let (left, record, next) = (group.tally.records, group.first_record, group.next_record);
+            self.group = Some(OpenGroup { frames, at, left, record, next });
         }
-        Ok(damage)
+        Ok(())
     }
 }
 
+impl OpenGroup {
+    /// The next record at or above `place`, or damage; `None` at the end of the group.
+    fn step(&mut self, segment: u64, place: &mut u64) -> Option<Step> {
+        let damaged = |records: Range<u64>, offset| Some(Step::Damaged(Damage { segment, records, offset }));
+        let mut damage_met = false;
+        while let Some(frame) = self.frames.next() {
+            let Ok(frame) = frame else {
+                damage_met = true;
+                continue;
+            };
+            if !frame.head.kind.is_none_or(Kind::is_record) {
+                continue;
+            }
+            let number = frame.head.number;
+            let lost = self.record.max(*place)..number;
+            if damage_met && !lost.is_empty() {
+                // Behind what is lost, this frame is met again.
+                self.record = number;
+                *place = number;
+                self.frames.rewind(&frame);
+                return damaged(lost, self.at);
+            }
+            self.record = self.record.max(number.saturating_add(1));
+            self.left = self.left.saturating_sub(1);
+            if number < *place {
+                continue;
+            }
+            *place = self.record;
+            if frame.head.purged {
+                continue;
+            }
+            return match frame.record() {
+                Ok(record) => Some(Step::Record(record)),
+                Err(_) => damaged(number..self.record, frame.offset),
+            };
+        }
+        // Numbers may be missing in a group that recovery wrote; records are missing only if fewer came than it counts.
+        let lost = self.record.max(*place)..self.next;
+        *place = self.next.max(*place);
+        if std::mem::take(&mut self.left) > 0 && !lost.is_empty() { damaged(lost, self.at) } else { None }
+    }
+}
+
+/// A segment to read, and the records that should be between it and the one before, but are in no file.
+#[derive(Debug)]
+struct Entry {
+    info: SegmentInfo,
+    missing: Range<u64>,
+}
+
 impl Shared {
-    /// The segment to start reading at for `place`: the last that begins at or before it, else the first of all.
-    fn segment_with(&self, place: u64) -> Option<SegmentInfo> {
+    /// The segment to start reading at for `place`: the first that ends behind it, else the last.
+    fn segment_with(&self, place: u64) -> Option<Entry> {
         let segments = self.lock();
-        let before = segments.partition_point(|segment| segment.first_record <= place);
-        // Several may begin at the same record, when the earlier ones are empty.
-        let candidates = &segments[..before];
-        candidates
-            .iter()
-            .rev()
-            .find(|segment| segment.next_record > place || segment.first_record < place)
-            .or_else(|| candidates.last())
-            .or_else(|| segments.first())
-            .copied()
+        let index = segments.partition_point(|segment| segment.next_record <= place);
+        Entry::at(&segments, index.min(segments.len().saturating_sub(1)))
     }
 
     fn segment(&self, id: u64) -> Option<SegmentInfo> {
@@ -193,8 +243,17 @@ impl Shared {
         segments.binary_search_by_key(&id, |segment| segment.id).ok().map(|index| segments[index])
     }
 
-    fn segment_behind(&self, id: u64) -> Option<SegmentInfo> {
+    fn segment_behind(&self, id: u64) -> Option<Entry> {
         let segments = self.lock();
-        segments.get(segments.partition_point(|segment| segment.id <= id)).copied()
+        Entry::at(&segments, segments.partition_point(|segment| segment.id <= id))
+    }
+}
+
+impl Entry {
+    fn at(segments: &[SegmentInfo], index: usize) -> Option<Self> {
+        let info = *segments.get(index)?;
+        let before = index.checked_sub(1).map(|before| segments[before]);
+        let missing = before.map_or(0..0, |before| before.missing_behind(&info));
+        Some(Self { info, missing })
     }
 }

@@ -49,13 +49,23 @@ impl Writer {
     pub fn reclaim(&mut self, lowest: u64, keep: Keep) -> Result<Reclaimed, Error> {
         let shared = self.shared().clone();
         let segments = shared.segments();
-        let count = choose(&segments, lowest, keep);
+        // As long as the segment being written holds no group, the checkpoint that says so is in an older one.
+        let count = if self.has_begun() { choose(&segments, lowest, keep) } else { 0 };
         let mut reclaimed = Reclaimed::default();
         for info in &segments[..count] {
             let path = segment::path(&shared.inner.dir, info.id);
             // Out of the catalogue first: a reader that comes now must not meet a file that is about to go.
             shared.lock().retain(|segment| segment.id != info.id);
-            shared.inner.disk.remove(&path).map_err(|source| Error::io("remove", &path, source))?;
+            match shared.inner.disk.remove(&path) {
+                Ok(()) => {}
+                // It went in an attempt that was reported as failed.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => {
+                    // Still there: it is counted, and tried again.
+                    shared.lock().insert(0, *info);
+                    return Err(Error::io("remove", &path, source));
+                }
+            }
             reclaimed.segments += 1;
             reclaimed.bytes += info.file_bytes;
         }
@@ -84,6 +94,8 @@ mod tests {
             sealed,
             epoch: 1,
             end: 0,
+            first_sequence: 1,
+            next_sequence: 1,
         }
     }
 

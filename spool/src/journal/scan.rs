@@ -1,5 +1,6 @@
 //! Walking the groups of one segment by their headers.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,7 +11,10 @@ use crate::disk::DiskFile;
 use crate::frame::{self, Bad, Head, Record};
 use crate::group::{self, Group};
 use crate::segment::{BLOCK, BLOCK_LEN, Stamp};
-use crate::{Error, Tally, segment};
+use crate::{Error, Kind, Tally, segment};
+
+/// No record has a higher number; far above what any journal reaches, and sums stay below 2^64.
+const NUMBER_MAX: u64 = 1 << 62;
 
 /// How much is read at once when looking for the next group behind damage.
 const SEARCH_BYTES: usize = 1 << 20;
@@ -30,20 +34,43 @@ impl SegmentFile {
         Ok(Self { file: file.into(), path, stamp: info.stamp() })
     }
 
-    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
+    pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
         self.file.read_at(buffer, offset).map_err(|source| Error::io("read", &self.path, source))
     }
 
     /// The group at `offset`, if there is a valid header that fits before `end`.
-    pub(super) fn group_at(&self, offset: u64, end: u64) -> Result<Option<Group>, Error> {
+    fn group_at(&self, offset: u64, end: u64) -> Result<Option<Group>, Error> {
         let mut bytes = [0; group::HEAD];
         let filled = self.read(&mut bytes, offset)?;
         Ok(Group::decode(&bytes[..filled], self.stamp, offset).filter(|group| fits(group, offset, end)))
     }
 
-    /// The first valid group header at a block boundary in `from..end`: the way on behind damage.
-    pub(super) fn next_group(&self, from: u64, end: u64) -> Result<Option<(u64, Group)>, Error> {
-        let mut buffer = vec![0; SEARCH_BYTES];
+    /// The first valid group header at a block boundary in `from..end` that `accept` takes.
+    fn find_group(
+        &self,
+        from: u64,
+        end: u64,
+        accept: impl Fn(u64, &Group) -> bool,
+    ) -> Result<Option<(u64, Group)>, Error> {
+        let mut found = None;
+        self.each_block(from, end, |at, block| {
+            found = Group::decode(block, self.stamp, at)
+                .filter(|group| fits(group, at, end) && accept(at, group))
+                .map(|group| (at, group));
+            found.is_some()
+        })?;
+        Ok(found)
+    }
+
+    /// Shows the blocks in `from..end` until `stop` returns true.
+    pub(super) fn each_block(
+        &self,
+        from: u64,
+        end: u64,
+        mut stop: impl FnMut(u64, &[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let wanted = usize::try_from(end.saturating_sub(from)).unwrap_or(SEARCH_BYTES);
+        let mut buffer = vec![0; SEARCH_BYTES.min(wanted.next_multiple_of(BLOCK_LEN))];
         let mut offset = from;
         while offset < end {
             let filled = self.read(&mut buffer, offset)?;
@@ -51,33 +78,34 @@ impl SegmentFile {
                 break;
             }
             for (index, block) in buffer[..filled].chunks(BLOCK_LEN).enumerate() {
-                let at = offset + index as u64 * BLOCK;
-                match Group::decode(block, self.stamp, at) {
-                    Some(group) if fits(&group, at, end) => return Ok(Some((at, group))),
-                    _ => {}
+                if stop(offset + index as u64 * BLOCK, block) {
+                    return Ok(());
                 }
             }
             offset += filled as u64;
         }
-        Ok(None)
+        Ok(())
     }
 
-    /// The frames of the group at `offset`, whole.
-    pub(super) fn frames(&self, offset: u64, group: &Group) -> Result<Frames, Error> {
-        self.frames_of_length(offset, group.length)
+    /// The record frames of the group at `offset`.
+    pub(super) fn records(&self, offset: u64, group: &Group) -> Result<Frames, Error> {
+        let skip = group.controls_len.min(group.length);
+        self.frames(offset, skip..group.length, group.first_record..group.next_record)
     }
 
-    /// The control frames of the group at `offset` only.
-    pub(super) fn controls(&self, offset: u64, group: &Group) -> Result<Frames, Error> {
-        self.frames_of_length(offset, group.controls_len.min(group.length))
+    /// The control and checkpoint frames of the group at `offset`.
+    pub(super) fn facts(&self, offset: u64, group: &Group) -> Result<Frames, Error> {
+        self.frames(offset, 0..group.controls_len.min(group.length), 0..0)
     }
 
-    fn frames_of_length(&self, offset: u64, length: u64) -> Result<Frames, Error> {
-        let offset = offset + group::HEAD as u64;
-        let mut bytes = vec![0; usize::try_from(length).expect("a group that fits a file that was read fits memory")];
+    fn frames(&self, offset: u64, part: Range<u64>, numbers: Range<u64>) -> Result<Frames, Error> {
+        let offset = offset + group::HEAD as u64 + part.start;
+        let length =
+            usize::try_from(part.end - part.start).expect("a group that fits a file that was read fits memory");
+        let mut bytes = vec![0; length];
         let filled = self.read(&mut bytes, offset)?;
         bytes.truncate(filled);
-        Ok(Frames { bytes: bytes.into(), offset, stamp: self.stamp })
+        Ok(Frames { bytes: bytes.into(), from: 0, offset, stamp: self.stamp, numbers })
     }
 }
 
@@ -85,12 +113,84 @@ fn fits(group: &Group, offset: u64, end: u64) -> bool {
     group.length < end && group.extent() <= end.saturating_sub(offset)
 }
 
-/// The frames of one group, in order.
+/// A walk over the groups of a segment, by their headers, over damage.
+#[derive(Debug, Clone)]
+pub(super) struct Groups {
+    /// Where the next group begins.
+    pub(super) offset: u64,
+    /// Behind the last group.
+    pub(super) end: u64,
+    /// What the next group must say of itself. Sequences and records run without a gap inside a segment.
+    pub(super) sequence: u64,
+    pub(super) record: u64,
+}
+
+/// A group on a walk.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) at: u64,
+    pub(super) group: Group,
+    /// When there was damage before it: where that began, and the records that were in it.
+    pub(super) lost: Option<(u64, Range<u64>)>,
+}
+
+impl Groups {
+    pub(super) fn new(first_sequence: u64, first_record: u64, end: u64) -> Self {
+        Self { offset: BLOCK, end, sequence: first_sequence, record: first_record }
+    }
+
+    /// The next group, or the next one behind damage.
+    pub(super) fn next(&mut self, file: &SegmentFile) -> Result<Option<Found>, Error> {
+        if self.offset >= self.end {
+            return Ok(None);
+        }
+        let (at, group) = match file.group_at(self.offset, self.end)? {
+            Some(group) if self.accepts(self.offset, &group) => (self.offset, group),
+            _ => match file.find_group(self.offset + BLOCK, self.end, |at, group| self.accepts(at, group))? {
+                Some(found) => found,
+                None => return Ok(None),
+            },
+        };
+        let lost = (at != self.offset).then_some((self.offset, self.record..group.first_record));
+        self.offset = at + group.extent();
+        self.sequence = group.sequence.saturating_add(1);
+        self.record = group.next_record;
+        Ok(Some(Found { at, group, lost }))
+    }
+
+    /// Goes on behind all that can't be read, up to the end.
+    pub(super) fn finish(&mut self, next_sequence: u64, next_record: u64) {
+        (self.offset, self.sequence, self.record) = (self.end, next_sequence, next_record);
+    }
+
+    /// Goes back to a group, to find it again.
+    pub(super) fn rewind(&mut self, at: u64, group: &Group) {
+        (self.offset, self.sequence, self.record) = (at, group.sequence, group.first_record);
+    }
+
+    /// Whether a group can be the next one, with as many between as fit into what was skipped: bytes in a payload that
+    /// only look like a group header must not lead the walk astray.
+    fn accepts(&self, at: u64, group: &Group) -> bool {
+        let blocks = (at - self.offset) / BLOCK;
+        let skipped = group.sequence.checked_sub(self.sequence);
+        skipped.is_some_and(|skipped| skipped <= blocks && (skipped > 0) == (blocks > 0))
+            && group.first_record >= self.record
+            && group.next_record <= NUMBER_MAX
+            && group.next_record.checked_sub(group.first_record).is_some_and(|count| group.tally.records <= count)
+    }
+}
+
+/// Some frames of one group, in order.
 #[derive(Debug)]
 pub(super) struct Frames {
     bytes: Bytes,
+    /// The next frame in `bytes`.
+    from: usize,
+    /// Where `bytes` lie in the segment.
     offset: u64,
     stamp: Stamp,
+    /// Numbers that the records to come can have.
+    numbers: Range<u64>,
 }
 
 /// One frame whose header is good.
@@ -98,7 +198,8 @@ pub(super) struct Frames {
 pub(super) struct Frame {
     pub(super) head: Head,
     bytes: Bytes,
-    offset: u64,
+    /// Where it begins.
+    pub(super) offset: u64,
     stamp: Stamp,
 }
 
@@ -109,23 +210,56 @@ impl Frame {
 }
 
 impl Frames {
-    /// The next frame, `None` behind the last; `Err` when its header is damaged, which ends the walk.
+    /// The next frame, `None` behind the last; `Err` where a header is damaged. The walk then goes on at the next good
+    /// header of a record, if there is one.
     pub(super) fn next(&mut self) -> Option<Result<Frame, Bad>> {
-        if self.bytes.len() < frame::HEAD {
+        if self.from >= self.bytes.len() {
             return None;
         }
-        let head = match Head::decode(&self.bytes, self.stamp, self.offset) {
+        let head = match self.head() {
             Ok(head) => head,
             Err(bad) => {
-                self.bytes.clear();
+                self.skip_to_good();
                 return Some(Err(bad));
             }
         };
-        let length = usize::try_from(head.length()).unwrap_or(usize::MAX).min(self.bytes.len());
-        let bytes = self.bytes.split_to(length);
-        let frame = Frame { head, bytes, offset: self.offset, stamp: self.stamp };
-        self.offset += length as u64;
+        let length = usize::try_from(head.length()).unwrap_or(usize::MAX);
+        let to = self.from.saturating_add(length).min(self.bytes.len());
+        let frame = Frame { head, bytes: self.bytes.slice(self.from..to), offset: self.place(), stamp: self.stamp };
+        self.from = to;
+        if head.kind.is_none_or(Kind::is_record) {
+            self.numbers.start = self.numbers.start.max(head.number.saturating_add(1));
+        }
         Some(Ok(frame))
+    }
+
+    /// Goes back to a frame of this walk, to return it again.
+    pub(super) fn rewind(&mut self, frame: &Frame) {
+        self.from = usize::try_from(frame.offset - self.offset).expect("an offset into bytes in memory");
+        self.numbers.start = frame.head.number;
+    }
+
+    fn place(&self) -> u64 {
+        self.offset + self.from as u64
+    }
+
+    fn head(&self) -> Result<Head, Bad> {
+        let head = Head::decode(&self.bytes[self.from..], self.stamp, self.place())?;
+        // Numbers rise inside a group, and stay inside it.
+        let is_record = head.kind.is_some_and(Kind::is_record);
+        if is_record && !self.numbers.contains(&head.number) { Err(Bad::Head) } else { Ok(head) }
+    }
+
+    fn skip_to_good(&mut self) {
+        const STEP: usize = 8;
+        const _: () = assert!(STEP as u64 == frame::ALIGN);
+        loop {
+            self.from = self.from.saturating_add(STEP).min(self.bytes.len());
+            let rest = &self.bytes[self.from..];
+            if rest.is_empty() || (Head::may_begin(rest, &self.numbers) && self.head().is_ok()) {
+                return;
+            }
+        }
     }
 }
 
@@ -133,30 +267,21 @@ impl Frames {
 pub(super) fn tally_from(shared: &Shared, info: &SegmentInfo, place: u64) -> Result<Tally, Error> {
     let file = SegmentFile::open(shared, info)?;
     let mut total = Tally::default();
-    let mut offset = BLOCK;
-    while offset < info.end {
-        let Some((at, group)) = file.group_at_or_behind(offset, info.end)? else { break };
+    let mut groups = info.groups();
+    while let Some(Found { at, group, .. }) = groups.next(&file)? {
         if group.first_record >= place {
             total += group.tally;
         } else if group.next_record > place {
-            let mut frames = file.frames(at, &group)?;
-            while let Some(Ok(frame)) = frames.next() {
-                if frame.head.kind.is_some_and(crate::Kind::is_record) && frame.head.number >= place {
-                    total += frame.head.tally();
+            let mut below = Tally::default();
+            let mut frames = file.records(at, &group)?;
+            while let Some(frame) = frames.next() {
+                let Ok(frame) = frame else { continue };
+                if frame.head.number < place {
+                    below += frame.head.tally();
                 }
             }
+            total += group.tally.less(below);
         }
-        offset = at + group.extent();
     }
     Ok(total)
-}
-
-impl SegmentFile {
-    /// The group at `offset`, or the next one behind damage.
-    pub(super) fn group_at_or_behind(&self, offset: u64, end: u64) -> Result<Option<(u64, Group)>, Error> {
-        match self.group_at(offset, end)? {
-            Some(group) => Ok(Some((offset, group))),
-            None => self.next_group(offset + BLOCK, end),
-        }
-    }
 }

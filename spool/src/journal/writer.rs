@@ -80,7 +80,7 @@ pub(super) struct Start {
     pub(super) segment: u64,
     pub(super) epoch: u64,
     pub(super) sequence: u64,
-    /// The first new record gets at least this number.
+    /// The first new record gets this number.
     pub(super) next_record: u64,
     pub(super) now: Now,
     /// Becomes the first checkpoint.
@@ -111,8 +111,7 @@ impl Writer {
         let next_sequence = start.sequence;
         let mut writer =
             Self { shared, options, active, next_record: first_record, next_sequence, batch, poisoned: false };
-        writer.write_group(now)?;
-        writer.next_record = writer.next_record.max(start.next_record);
+        writer.write_group(now, start.next_record)?;
         Ok(writer)
     }
 
@@ -173,19 +172,28 @@ impl Writer {
         if self.batch.is_empty() {
             return Ok(Committed { records: first..first, tally: Tally::default(), rolled: false });
         }
-        let rolled = !self.active.fits(self.batch.length);
-        if rolled {
-            self.roll(now, &checkpoint())?;
+        let mut rolled = !self.active.fits(self.batch.length);
+        // Also when a segment was begun before, but its first group met a full disk.
+        if rolled || !self.has_begun() {
+            self.batch.push_fact(Kind::Checkpoint, checkpoint().encode(), now);
+            // What was staged may be newer than the checkpoint: it is read, and folded in, behind it.
+            self.batch.facts.rotate_right(1);
+            rolled |= !self.active.fits(self.batch.length);
         }
-        let tally = self.write_group(now)?;
+        if rolled {
+            self.roll(now)?;
+        }
+        let tally = self.write_group(now, first)?;
         Ok(Committed { records: first..self.next_record, tally, rolled })
     }
 
-    /// Goes on in a new segment, at whose head a checkpoint stands.
-    fn roll(&mut self, now: Now, state: &State) -> Result<(), Error> {
-        self.batch.push_fact(Kind::Checkpoint, state.encode(), now);
-        // What was staged may be newer than the checkpoint: it is read, and folded in, behind it.
-        self.batch.facts.rotate_right(1);
+    /// Whether the active segment holds a group, and with it a checkpoint.
+    pub(super) fn has_begun(&self) -> bool {
+        self.active.footer.groups > 0
+    }
+
+    /// Goes on in a new segment.
+    fn roll(&mut self, now: Now) -> Result<(), Error> {
         let header = Header {
             stream: self.options.stream,
             segment: self.active.id() + 1,
@@ -196,8 +204,14 @@ impl Writer {
         };
         // The new segment first: when there is no room for it, the old one stays open for smaller groups.
         let active = Active::create(&self.shared, header, segment_size(&self.options, self.batch.length))?;
-        self.seal_active()?;
+        if let Err(error) = self.seal_active() {
+            // The old one stays in use if the disk was full. If this fails too, the next roll replaces the file, and a
+            // start removes it, because there is no group in it.
+            let _ = self.shared.inner.disk.remove(&active.path(&self.shared));
+            return Err(error);
+        }
         self.active = active;
+        self.publish(self.active.info());
         Ok(())
     }
 
@@ -211,11 +225,12 @@ impl Writer {
         self.seal_active()
     }
 
-    /// Writes the batch behind the last group, syncs it, and lets readers see it.
-    fn write_group(&mut self, now: Now) -> Result<Tally, Error> {
+    /// Writes the batch behind the last group, syncs it, and lets readers see it. The next record gets `next_record` or
+    /// the number behind the last one in the group.
+    fn write_group(&mut self, now: Now, next_record: u64) -> Result<Tally, Error> {
         let batch = std::mem::take(&mut self.batch);
         let first_record = batch.records.first().map_or(self.next_record, |(number, _)| *number);
-        let next_record = batch.records.last().map_or(self.next_record, |(number, _)| number + 1);
+        let next_record = batch.records.last().map_or(next_record, |(number, _)| next_record.max(number + 1));
         let group = Group {
             sequence: self.next_sequence,
             first_record,
@@ -270,21 +285,28 @@ impl Active {
     fn create(shared: &Shared, header: Header, size: u64) -> Result<Self, Error> {
         let (disk, dir) = (&shared.inner.disk, &shared.inner.dir);
         let unfinished = segment::path_unfinished(dir, header.segment);
-        let file = disk.create(&unfinished).map_err(|source| Error::io("create", &unfinished, source))?;
+        let file = match disk.create(&unfinished) {
+            // Left by an attempt after which it could not be removed.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                disk.remove(&unfinished).and_then(|()| disk.create(&unfinished))
+            }
+            other => other,
+        };
+        let file = file.map_err(|source| Error::io("create", &unfinished, source))?;
+        let path = segment::path(dir, header.segment);
         let made = (|| {
             file.allocate(size).map_err(|source| Error::io("allocate", &unfinished, source))?;
             file.write_at(&[&header.encode()], 0).map_err(|source| Error::io("write", &unfinished, source))?;
-            file.sync_all().map_err(|source| Error::sync(&unfinished, source))
+            file.sync_all().map_err(|source| Error::sync(&unfinished, source))?;
+            disk.rename(&unfinished, &path).map_err(|source| Error::io("rename", &unfinished, source))
         })();
         if let Err(error) = made {
             // If this fails too, the next start removes it; an unfinished segment is never read.
             let _ = disk.remove(&unfinished);
             return Err(error);
         }
-        let path = segment::path(dir, header.segment);
-        disk.rename(&unfinished, &path).map_err(|source| Error::io("rename", &unfinished, source))?;
         disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
-        let footer = Footer::empty(header.first_record, header.first_sequence);
+        let footer = Footer::empty(&header);
         Ok(Self { file: file.into(), stamp: header.stamp(), size, footer })
     }
 
@@ -331,8 +353,17 @@ impl Active {
 
 impl Footer {
     /// Of a segment without groups.
-    pub(super) fn empty(first_record: u64, first_sequence: u64) -> Self {
-        Self { end: BLOCK, first_record, next_record: first_record, next_sequence: first_sequence, ..Self::default() }
+    pub(super) fn empty(header: &Header) -> Self {
+        let Header { first_record, first_sequence, created, .. } = *header;
+        Self {
+            end: BLOCK,
+            first_record,
+            next_record: first_record,
+            first_sequence,
+            next_sequence: first_sequence,
+            created,
+            ..Self::default()
+        }
     }
 
     /// Counts a group that lies at the end, and puts it into the index if the last entry is `spacing` bytes away.

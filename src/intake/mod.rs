@@ -1,18 +1,14 @@
 //! The waist of the hourglass: admission, group commit, answers when durable.
 
+mod committer;
+
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::otlp::Summary;
 
-/// The door that a record came through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
-    /// gRPC on TCP or the spool socket.
-    Grpc,
-    /// HTTP on TCP or the spool socket.
-    Http,
-}
+pub use committer::{Committer, Limits};
+pub use spool::Door;
 
 /// A validated request on its way to the journal.
 #[derive(Debug)]
@@ -73,25 +69,26 @@ pub enum Refusal {
     Failed,
 }
 
-/// A submission, and where its answer goes.
+/// A submission with the way back to who waits for it.
 #[derive(Debug)]
 pub struct Job {
-    /// What is to be written.
+    /// What is to be stored.
     pub submission: Submission,
-    /// Told once the record is durable, or refused. The record is written whether or not anyone still listens.
+    /// Gets the answer. Nobody may be there any more: the record is stored all the same.
     pub answer: oneshot::Sender<Result<Receipt, Refusal>>,
 }
 
-/// The way into the journal; cheap to clone.
+/// The way into the journal; cheap to clone. When the last one is gone, the committer ends.
 #[derive(Debug, Clone)]
 pub struct Intake {
-    sender: mpsc::Sender<Job>,
+    jobs: mpsc::Sender<Job>,
 }
 
 impl Intake {
-    /// The committer holds the other end of `sender`.
-    pub fn new(sender: mpsc::Sender<Job>) -> Self {
-        Self { sender }
+    /// A way to whoever receives `jobs`.
+    #[must_use]
+    pub fn new(jobs: mpsc::Sender<Job>) -> Self {
+        Self { jobs }
     }
 
     /// Appends the request and returns when it is durable. Dropping the future does not take the request back.
@@ -99,8 +96,9 @@ impl Intake {
     /// # Errors
     /// The refusal to answer with.
     pub async fn submit(&self, submission: Submission) -> Result<Receipt, Refusal> {
-        let (answer, told) = oneshot::channel();
-        self.sender.send(Job { submission, answer }).await.map_err(|_| Refusal::Stopping)?;
-        told.await.unwrap_or(Err(Refusal::Failed))
+        let (answer, answered) = oneshot::channel();
+        // A full queue is waited for: its length is bounded by the budget of bytes that every request was charged to.
+        self.jobs.send(Job { submission, answer }).await.map_err(|_| Refusal::Stopping)?;
+        answered.await.unwrap_or(Err(Refusal::Failed))
     }
 }

@@ -1,0 +1,256 @@
+//! Drives a journal on a simulated disk, and knows what must be true of it afterwards.
+//!
+//! An acknowledgement is a `commit` that returned `Ok`. Whatever a start shows to readers counts as acknowledged too,
+//! because a lane may have sent it from then on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use spool::disk::sim::{Loss, SimDisk};
+use spool::{Account, Control, Error, Keep, Opened, Options, State, Writer};
+
+use super::{TINY, draft, drain, now, payload};
+
+pub const DIR: &str = "/state/journal";
+
+/// What was promised.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    /// The name of the payload, by record number.
+    pub acked: BTreeMap<u64, u64>,
+    /// Every name that was ever staged under a number.
+    staged: BTreeMap<u64, BTreeSet<u64>>,
+    /// Records below this may be gone.
+    reclaimed: u64,
+    /// All controls that were acknowledged, folded.
+    pub state: State,
+    /// The facts that may be found: those acknowledged, and those with what is under way.
+    possible: Vec<State>,
+    clock_ms: u64,
+    next_name: u64,
+}
+
+#[derive(Debug)]
+pub struct Driver {
+    pub disk: SimDisk,
+    pub model: Model,
+    pub writer: Option<Writer>,
+    pub options: Options,
+}
+
+impl Driver {
+    pub fn new(disk: SimDisk) -> Self {
+        let model = Model { possible: vec![State::default()], next_name: 1, ..Model::default() };
+        Self { disk, model, writer: None, options: TINY }
+    }
+
+    /// The same promises on another disk.
+    pub fn on(&self, disk: SimDisk) -> Self {
+        Self { disk, model: self.model.clone(), writer: None, options: self.options }
+    }
+
+    /// Opens the journal and checks all that was promised.
+    pub fn open(&mut self) -> Result<(), Error> {
+        self.writer = None;
+        let opened = super::try_open(Arc::new(self.disk.clone()), Path::new(DIR), self.options)?;
+        self.check(&opened);
+        self.writer = Some(opened.writer);
+        Ok(())
+    }
+
+    fn check(&mut self, opened: &Opened) {
+        let (records, damage) = drain(&mut opened.shared.reader(1));
+        let below = |records: &std::ops::Range<u64>| records.end <= self.model.reclaimed;
+        assert!(damage.iter().all(|damage| below(&damage.records)), "damage: {damage:?}");
+        assert!(opened.recovery.damage.iter().all(|damage| below(&damage.records)), "{:?}", opened.recovery);
+        assert_eq!(opened.recovery.unreadable.len(), 0);
+        assert!(records.is_sorted_by(|a, b| a.number < b.number), "order holds");
+        let mut found = BTreeMap::new();
+        for record in &records {
+            let names = self.model.staged.get(&record.number);
+            let name = names.into_iter().flatten().find(|name| is_named(&record.payload, **name));
+            let name = *name.unwrap_or_else(|| panic!("record {} was never staged", record.number));
+            assert_eq!(record.payload, payload(name, record.payload.len()), "the payload of {}", record.number);
+            assert_eq!(record.envelope, draft(name, 0).envelope);
+            found.insert(record.number, name);
+        }
+        for (number, name) in self.model.acked.range(self.model.reclaimed..) {
+            assert_eq!(found.get(number), Some(name), "record {number} was acknowledged; {:?}", opened.recovery);
+        }
+        for (number, name) in found {
+            let acked = *self.model.acked.entry(number).or_insert(name);
+            assert_eq!(acked, name, "number {number} has one payload");
+        }
+        let accounts: Vec<_> = self.model.possible.iter().map(|state| &state.accounts).collect();
+        assert!(accounts.contains(&&opened.state.accounts), "{:?} not in {accounts:?}", opened.state.accounts);
+        assert!(opened.state.clock_ms >= self.model.state.clock_ms, "the clock never goes back");
+        self.model.state = opened.state.clone();
+        self.model.clock_ms = self.model.clock_ms.max(opened.state.clock_ms);
+        self.settle();
+        assert!(opened.shared.segments().is_sorted_by(|a, b| a.id < b.id && a.next_record <= b.first_record));
+    }
+
+    fn settle(&mut self) {
+        self.model.possible = vec![self.model.state.clone()];
+    }
+
+    pub fn writer(&mut self) -> &mut Writer {
+        self.writer.as_mut().expect("the journal is open")
+    }
+
+    pub fn stage(&mut self, length: usize) {
+        let name = self.model.next_name;
+        self.model.next_name += 1;
+        let number = self.writer().stage(draft(name, length));
+        self.model.staged.entry(number).or_default().insert(name);
+    }
+
+    pub fn control(&mut self, control: Control) {
+        let now = now(self.model.clock_ms);
+        self.writer().stage_control(&control, now);
+        let mut after = self.model.possible.last().expect("never empty").clone();
+        after.apply(&control);
+        self.model.possible.push(after);
+    }
+
+    /// A checkpoint in which every backend has come to `place`.
+    pub fn places(&mut self, place: u64) {
+        let mut after = self.model.possible.last().expect("never empty").clone();
+        after.accounts.values_mut().for_each(|account: &mut Account| account.place = place);
+        let now = now(self.model.clock_ms);
+        self.writer().stage_checkpoint(&after, now);
+        self.model.possible.push(after);
+    }
+
+    pub fn commit(&mut self) -> Result<(), Error> {
+        self.model.clock_ms += 1;
+        let now = now(self.model.clock_ms);
+        let after = self.model.possible.last().expect("never empty").clone();
+        // The checkpoint of a roll is that of a daemon that has taken in what it staged, or has not yet.
+        let state = if now.clock_ms.is_multiple_of(2) { after.clone() } else { self.model.state.clone() };
+        let committed = self.writer().commit(now, &mut || state.clone())?;
+        self.model.state = State { clock_ms: now.clock_ms, ..after };
+        self.settle();
+        for number in committed.records {
+            let name = *self.model.staged[&number].last().expect("it was staged");
+            let before = self.model.acked.insert(number, name);
+            assert_eq!(before, None, "number {number} was acknowledged before");
+        }
+        Ok(())
+    }
+
+    /// What was refused may still be found by a start, until a later group took its place on disk.
+    pub fn refused(&mut self) {
+        assert!(self.model.possible.len() <= 2, "one fact a group keeps this model simple");
+        self.model.possible.truncate(2);
+    }
+
+    pub fn append(&mut self, length: usize) -> Result<(), Error> {
+        self.stage(length);
+        self.commit()
+    }
+
+    pub fn reclaim(&mut self, lowest: u64) -> Result<(), Error> {
+        self.model.reclaimed = self.model.reclaimed.max(lowest);
+        self.writer().reclaim(lowest, Keep { since_clock_ms: u64::MAX, bytes: 0 }).map(|_| ())
+    }
+
+    pub fn close(&mut self) -> Result<(), Error> {
+        let state = self.model.state.clone();
+        self.model.clock_ms += 1;
+        let now = now(self.model.clock_ms);
+        self.writer.take().expect("the journal is open").close(now, &state)
+    }
+
+    /// What the present process sees, before anything is lost.
+    pub fn read_now(&mut self) {
+        let shared = self.writer().shared().clone();
+        let (records, damage) = drain(&mut shared.reader(self.model.reclaimed));
+        assert_eq!(damage, []);
+        let found: BTreeMap<u64, _> = records.into_iter().map(|record| (record.number, record.payload)).collect();
+        for (number, name) in self.model.acked.range(self.model.reclaimed..) {
+            assert!(found.get(number).is_some_and(|payload| is_named(payload, *name)), "record {number}");
+        }
+        for number in found.keys() {
+            assert!(self.model.acked.contains_key(number), "a reader sees only what is durable: {number}");
+        }
+    }
+
+    /// Opens, checks, and sees that the journal takes more; then the same again.
+    pub fn survives(&mut self) {
+        for _ in 0..2 {
+            self.open().expect("a healthy disk opens");
+            self.append(100).expect("a healthy disk takes records");
+            self.read_now();
+        }
+    }
+
+    /// As [`Driver::survives`], after this loss, with nothing changed here.
+    pub fn survives_loss(&self, loss: Loss) {
+        self.on(self.disk.crash(loss)).survives();
+    }
+}
+
+fn is_named(bytes: &[u8], name: u64) -> bool {
+    bytes.starts_with(format!("record {name} ").as_bytes())
+}
+
+/// A sequence of operations that ends at the first failure.
+pub type Workload = fn(&mut Driver) -> Result<(), Error>;
+
+fn added(name: &str) -> Control {
+    Control::BackendAdded { name: name.into(), start: 1 }
+}
+
+/// Appends of many sizes, several to a group, over rolls.
+pub fn appends(driver: &mut Driver) -> Result<(), Error> {
+    driver.open()?;
+    for (count, length) in [(1, 0), (3, 10), (2, 700), (1, 5000), (1, 9000), (4, 300), (1, 30_000), (1, 10), (2, 4000)]
+    {
+        (0..count).for_each(|_| driver.stage(length));
+        driver.commit()?;
+    }
+    driver.close()
+}
+
+/// Facts, checkpoints and reclaim between records, over rolls.
+pub fn facts(driver: &mut Driver) -> Result<(), Error> {
+    driver.open()?;
+    for round in 0..5_u64 {
+        driver.control(added(if round < 2 { "a" } else { "b" }));
+        driver.append(3000)?;
+        driver.control(match round % 2 {
+            0 => Control::Paused { name: "a".into() },
+            _ => Control::Resumed { name: "a".into() },
+        });
+        driver.stage(5000);
+        driver.commit()?;
+        driver.places(round * 2);
+        driver.commit()?;
+        driver.reclaim(round * 2)?;
+    }
+    driver.close()
+}
+
+/// Starts after orderly and disorderly ends, with a little between.
+pub fn starts(driver: &mut Driver) -> Result<(), Error> {
+    driver.open()?;
+    driver.control(added("a"));
+    driver.append(100)?;
+    driver.open()?;
+    driver.open()?;
+    driver.append(2000)?;
+    driver.append(100)?;
+    driver.close()?;
+    driver.open()?;
+    driver.close()?;
+    driver.open()?;
+    driver.append(20_000)?;
+    driver.control(Control::Paused { name: "a".into() });
+    driver.append(20_000)?;
+    driver.open()?;
+    driver.append(10)
+}
+
+pub const WORKLOADS: [(&str, Workload); 3] = [("appends", appends), ("facts", facts), ("starts", starts)];

@@ -1,0 +1,199 @@
+//! The books: what every backend was owed, got, and waits for.
+//!
+//! Lanes write here as records end one way or another; the committer takes a snapshot into every checkpoint, so that a
+//! place and its counters are always of the same moment.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use spool::{Account, Received, State, Tally};
+
+use crate::backend::Failure;
+
+/// All books of the daemon.
+#[derive(Debug)]
+pub struct Accounts {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    received: Received,
+    /// Full, invalid, too large: as the journal had them when this process started.
+    refused_at_start: [u64; 3],
+    /// Everything committed since this process started.
+    committed: Tally,
+    entries: BTreeMap<String, Entry>,
+    /// Counts changes, so that an idle daemon writes nothing.
+    version: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Place and counters; what a checkpoint holds.
+    account: Account,
+    /// What the backend waited for when this process started.
+    waiting_at_start: Tally,
+    /// What it was owed, ever, when this process started.
+    owed_at_start: u64,
+    /// What ended since.
+    finished: Tally,
+    /// `None` for a backend that is no longer configured.
+    lane: Option<LaneStatus>,
+}
+
+/// All books at one moment.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// What came in.
+    pub received: Received,
+    /// One per backend that ever was.
+    pub books: Vec<Book>,
+}
+
+/// One backend's books at one moment.
+#[derive(Debug, Clone)]
+pub struct Book {
+    /// The backend.
+    pub name: String,
+    /// Place and counters.
+    pub account: Account,
+    /// Units it was ever owed. Counted on its own, so that the accounts can be seen to balance.
+    pub owed: u64,
+    /// What it waits for.
+    pub waiting: Tally,
+    /// What its lane is doing; `None` for a backend that is no longer configured.
+    pub lane: Option<LaneStatus>,
+}
+
+/// What a lane is doing, for `status`.
+#[derive(Debug, Clone, Default)]
+pub struct LaneStatus {
+    /// How the backend behaves.
+    pub state: LaneState,
+    /// Requests under way.
+    pub in_flight: u32,
+    /// The last trouble, and when.
+    pub last_error: Option<(SystemTime, Failure)>,
+    /// When the next attempt is due, while the lane waits for one.
+    pub next_attempt_at: Option<SystemTime>,
+}
+
+/// How a backend behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LaneState {
+    /// It takes what it is sent.
+    #[default]
+    Up,
+    /// Trouble that may pass; it is probed with growing pauses.
+    Retrying,
+    /// The operator must act.
+    Blocked,
+    /// The operator stopped delivery.
+    Paused,
+}
+
+impl Accounts {
+    /// The books as the journal's state has them.
+    #[must_use]
+    pub fn new(state: &State) -> Self {
+        let entry = |account: &Account| Entry {
+            account: account.clone(),
+            waiting_at_start: Tally::default(),
+            owed_at_start: account.settled(),
+            finished: Tally::default(),
+            lane: None,
+        };
+        let entries = state.accounts.iter().map(|(name, account)| (name.clone(), entry(account))).collect();
+        let received = state.received;
+        let refused_at_start = [received.refused_full, received.refused_invalid, received.refused_too_large];
+        let inner = Inner { received, refused_at_start, committed: Tally::default(), entries, version: 0 };
+        Self { inner: Mutex::new(inner) }
+    }
+
+    /// Notes what a backend waits for at the start of this process, before anything is committed.
+    pub fn open(&self, name: &str, waiting: Tally, configured: bool) {
+        let mut inner = self.lock();
+        if let Some(entry) = inner.entries.get_mut(name) {
+            entry.waiting_at_start = waiting;
+            entry.owed_at_start = entry.account.settled() + waiting.units;
+            entry.lane = configured.then(LaneStatus::default);
+        }
+    }
+
+    /// Counts what a commit made durable.
+    pub fn commit(&self, tally: Tally, next_record: u64) {
+        let mut inner = self.lock();
+        inner.committed += tally;
+        inner.received.count(tally, next_record);
+        inner.version += 1;
+    }
+
+    /// Sets how many requests were refused since this process started.
+    pub fn set_refused(&self, full: u64, invalid: u64, too_large: u64) {
+        let mut inner = self.lock();
+        let before = inner.received;
+        let at_start = inner.refused_at_start;
+        inner.received.refused_full = at_start[0] + full;
+        inner.received.refused_invalid = at_start[1] + invalid;
+        inner.received.refused_too_large = at_start[2] + too_large;
+        inner.version += u64::from(inner.received != before);
+    }
+
+    /// Changes a backend's books: `finished` of what it waited for has ended in the way that `change` notes.
+    pub fn settle(&self, name: &str, finished: Tally, change: impl FnOnce(&mut Account)) {
+        let mut inner = self.lock();
+        inner.version += 1;
+        if let Some(entry) = inner.entries.get_mut(name) {
+            entry.finished += finished;
+            change(&mut entry.account);
+        }
+    }
+
+    /// Changes what `status` says of a lane.
+    pub fn lane(&self, name: &str, change: impl FnOnce(&mut LaneStatus)) {
+        let mut inner = self.lock();
+        if let Some(lane) = inner.entries.get_mut(name).and_then(|entry| entry.lane.as_mut()) {
+            change(lane);
+        }
+    }
+
+    /// What a checkpoint holds, and a number that changes when it does.
+    #[must_use]
+    pub fn snapshot(&self, clock_ms: u64) -> (State, u64) {
+        let inner = self.lock();
+        let accounts = inner.entries.iter().map(|(name, entry)| (name.clone(), entry.account.clone())).collect();
+        (State { clock_ms, received: inner.received, accounts }, inner.version)
+    }
+
+    /// Changes whenever a snapshot would.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.lock().version
+    }
+
+    /// Whether a backend needs nothing more of a record.
+    #[must_use]
+    pub fn is_finished(&self, name: &str, record: u64) -> bool {
+        self.lock().entries.get(name).is_some_and(|entry| entry.account.is_finished(record))
+    }
+
+    /// All books at one moment.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let inner = self.lock();
+        let book = |(name, entry): (&String, &Entry)| Book {
+            name: name.clone(),
+            account: entry.account.clone(),
+            owed: entry.owed_at_start + inner.committed.units,
+            waiting: entry.waiting_at_start.plus(inner.committed).less(entry.finished),
+            lane: entry.lane.clone(),
+        };
+        Report { received: inner.received, books: inner.entries.iter().map(book).collect() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("the books are locked for moments that cannot panic")
+    }
+}

@@ -1,0 +1,45 @@
+//! `tracespool run`: the daemon, in the foreground.
+
+use clap::Args;
+
+use crate::config::{self, Environment, Overrides};
+use crate::daemon::notify::Notify;
+use crate::daemon::{self, Fatal};
+use crate::exit::{Exit, Failure, Outcome};
+
+#[derive(Debug, Args)]
+pub(super) struct Run {}
+
+impl Run {
+    pub(super) fn run(self, overrides: &Overrides, environment: &Environment) -> Outcome {
+        let loaded = config::load(overrides, environment)?;
+        crate::log::init(&loaded.config.log, environment).map_err(|error| Failure::new(Exit::Bug, error))?;
+        for warning in &loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        let socket = environment.get("NOTIFY_SOCKET").map(str::to_owned);
+        let notify = Notify::from(socket, environment.get("WATCHDOG_USEC"));
+        daemon::run(&loaded, &notify).map_err(|fatal| Failure::new(exit(&fatal), &fatal))
+    }
+}
+
+/// What each end means to scripts and to systemd.
+fn exit(fatal: &Fatal) -> Exit {
+    use crate::daemon::state_dir::StateDirError;
+    use crate::receive::BindError;
+    match fatal {
+        Fatal::StateDir(StateDirError::Locked { .. }) => Exit::TryLater,
+        Fatal::StateDir(StateDirError::Newer { .. }) | Fatal::Storage(spool::Error::Newer { .. }) => {
+            Exit::Configuration
+        }
+        Fatal::StateDir(StateDirError::Io { source, .. }) | Fatal::Bind(BindError::Io { source, .. })
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            Exit::NotPermitted
+        }
+        Fatal::StateDir(StateDirError::Io { .. }) | Fatal::Storage(_) => Exit::Storage,
+        Fatal::Bind(BindError::InUse { .. }) => Exit::AddressInUse,
+        Fatal::Bind(_) | Fatal::Backend { .. } => Exit::Configuration,
+        Fatal::System { .. } => Exit::Bug,
+    }
+}

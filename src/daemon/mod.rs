@@ -1,0 +1,391 @@
+//! The life of the daemon: build, which can fail; run; drain. The only place that knows everyone.
+
+mod books;
+pub mod notify;
+pub mod state_dir;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use spool::disk::OsDisk;
+use spool::{Journal, Opened, Options, Stream, Writer};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tracing::{error, info, warn};
+
+use crate::accounts::Accounts;
+use crate::admin::{self, Admin};
+use crate::backend::{self, Backend};
+use crate::clock::{Clock, wall_ns};
+use crate::config::{Config, Loaded};
+use crate::deliver::{Lane, LaneParts, Side};
+use crate::intake::{Committer, Intake, Limits};
+use crate::ledger::{self, Ledger};
+use crate::receive::{self, Budget, Doors, Received, Reception};
+use notify::Notify;
+use state_dir::{StateDir, StateDirError};
+
+/// Jobs that may wait for the committer; their bytes are bounded by the doors' budget.
+const JOBS: usize = 4096;
+/// How long clients are waited for after the doors closed. systemd gives the whole stop ten seconds.
+const DOORS_GRACE: Duration = Duration::from_secs(5);
+/// How often the ledger follows the books, at most.
+const LEDGER_EVERY: Duration = Duration::from_millis(100);
+
+/// Why the daemon did not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The state directory can't be used.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// An address can't be listened on.
+    #[error(transparent)]
+    Bind(#[from] receive::BindError),
+    /// A backend can't be built from its configuration.
+    #[error("backend {name}: {source}")]
+    Backend {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: backend::BuildError,
+    },
+    /// Journal or side journal failed.
+    #[error(transparent)]
+    Storage(#[from] spool::Error),
+    /// The operating system did not give what every program needs.
+    #[error("cannot {operation}: {source}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// What it said.
+        source: std::io::Error,
+    },
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// Why it did not start, or had to end.
+pub fn run(loaded: &Loaded, notify: &Notify) -> Result<(), Fatal> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Fatal::System { operation: "start the runtime", source })?;
+    let built = Built::build(&loaded.config)?;
+    let result = runtime.block_on(async {
+        let mut running = built.start(loaded)?;
+        tell(notify, "READY=1");
+        running.wait(notify).await?;
+        info!("stopping");
+        tell(notify, "STOPPING=1");
+        running.stop().await?;
+        info!("stopped; everything that was acknowledged is kept");
+        Ok(())
+    });
+    // Nothing is left that must end in order; a backend that hangs is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// Everything opened and bound, nothing running.
+#[derive(Debug)]
+struct Built {
+    doors: Doors,
+    admin: Admin,
+    journal: Opened,
+    side: Arc<Side>,
+    ledger: Option<Ledger>,
+    accounts: Arc<Accounts>,
+    clock: Clock,
+    backends: Vec<Arc<Backend>>,
+    state_dir: StateDir,
+}
+
+impl Built {
+    fn build(config: &Config) -> Result<Self, Fatal> {
+        let state_dir = StateDir::open(&config.state_dir)?;
+        let doors = Doors::bind(&config.receive)?;
+        let admin = Admin::bind(&config.admin)?;
+        let backends = config.backends.iter().map(build_backend).collect::<Result<_, _>>()?;
+
+        let ledger = Ledger::open(&state_dir.ledger(), wall_ns());
+        if let Some((path, error)) = &ledger.set_aside {
+            warn!(kept_in = %path.display(), error, "the ledger could not be read; it is built again from the journal");
+        }
+        let record_floor = ledger.accounts.values().map(|account| account.place).max().unwrap_or(1);
+        let options = Options { segment_bytes: config.spool.segment_bytes, record_floor, ..Options::default() };
+        let mut journal = open_journal(&state_dir.journal(), options)?;
+        // The side journal is small and seldom written.
+        let side_options =
+            Options { stream: Stream::Side, segment_bytes: config.spool.segment_bytes.min(4 << 20), record_floor: 1 };
+        let side = open_journal(&state_dir.side(), side_options)?;
+
+        let mut state = std::mem::take(&mut journal.state);
+        ledger::merge(&mut state, ledger.accounts);
+        books::count_received(&mut state, &journal.shared)?;
+        books::count_aside(&mut state, &side.shared)?;
+        let clock = Clock::from(state.clock_ms);
+        books::enrol(&mut state, &config.backends, &mut journal.writer, clock.now())?;
+        let accounts = Arc::new(Accounts::new(&state));
+        books::open(&state, &journal.shared, &config.backends, &accounts)?;
+        journal.state = state;
+        let side = Side::new(side.writer);
+        Ok(Self { doors, admin, journal, side, ledger: ledger.ledger, accounts, clock, backends, state_dir })
+    }
+
+    /// Sets everything running; must be called inside the runtime.
+    fn start(self, loaded: &Loaded) -> Result<Running, Fatal> {
+        let config = &loaded.config;
+        let Self { doors, admin, journal, side, ledger, accounts, clock, backends, state_dir } = self;
+        let ledger = ledger.map(Arc::new);
+        let (stop_doors, doors_stopped) = watch::channel(false);
+        let (stop_lanes, lanes_stopped) = watch::channel(false);
+        let (jobs, waiting) = mpsc::channel(JOBS);
+        let (durable, grown) = watch::channel(journal.shared.next_record());
+
+        let committer = start_committer(Committer {
+            writer: journal.writer,
+            accounts: Arc::clone(&accounts),
+            clock,
+            limits: limits(config),
+            other_bytes: other_bytes(&side, ledger.clone()),
+            disk: Arc::new(OsDisk),
+            dir: state_dir.journal(),
+            jobs: waiting,
+            durable,
+        })?;
+
+        let mut lanes = JoinSet::new();
+        for (backend, settings) in backends.into_iter().zip(&config.backends) {
+            let place = journal.state.accounts.get(&settings.name).map_or(1, |account| account.place);
+            let lane = Lane::new(LaneParts {
+                name: settings.name.clone(),
+                backend,
+                delivery: settings.delivery.clone(),
+                reader: journal.shared.reader(place),
+                accounts: Arc::clone(&accounts),
+                side: Arc::clone(&side),
+                clock,
+                durable: grown.clone(),
+                stop: lanes_stopped.clone(),
+            });
+            lanes.spawn(lane.run());
+        }
+
+        let received = Arc::new(Received::default());
+        let budget = Budget::new(config.receive.max_in_flight_bytes);
+        let reception = Reception::new(&config.receive, Intake::new(jobs), budget, Arc::clone(&received));
+        let addresses = doors.addresses();
+        let socket = doors.socket().display().to_string();
+        let doors = doors
+            .serve(Arc::new(reception), doors_stopped)
+            .map_err(|source| Fatal::System { operation: "open the doors", source })?;
+        let follower = tokio::spawn(follow(ledger.clone(), Arc::clone(&accounts), Arc::clone(&received), clock));
+        let view = Arc::new(admin::View {
+            config: config.clone(),
+            addresses,
+            started_at: std::time::SystemTime::now(),
+            stopping: false.into(),
+            accounts: Arc::clone(&accounts),
+            journal: journal.shared,
+            other_bytes: other_bytes(&side, ledger),
+            disk: Arc::new(OsDisk),
+        });
+        let admin = admin
+            .serve(Arc::clone(&view))
+            .map_err(|source| Fatal::System { operation: "open the admin socket", source })?;
+        greet(loaded, &view.addresses, &socket);
+        Ok(Running {
+            doors,
+            admin,
+            follower,
+            committer,
+            lanes,
+            stop_doors,
+            stop_lanes,
+            view,
+            side,
+            accounts,
+            received,
+            clock,
+            _state_dir: state_dir,
+        })
+    }
+}
+
+/// Everything that moves.
+#[derive(Debug)]
+struct Running {
+    doors: JoinHandle<()>,
+    admin: JoinHandle<()>,
+    follower: JoinHandle<()>,
+    /// Comes back with the writer when all doors have closed, or with why the journal failed.
+    committer: oneshot::Receiver<Result<Writer, spool::Error>>,
+    lanes: JoinSet<Result<(), spool::Error>>,
+    stop_doors: watch::Sender<bool>,
+    stop_lanes: watch::Sender<bool>,
+    view: Arc<admin::View>,
+    side: Arc<Side>,
+    accounts: Arc<Accounts>,
+    received: Arc<Received>,
+    clock: Clock,
+    _state_dir: StateDir,
+}
+
+impl Running {
+    /// Until a signal says stop, or storage fails.
+    async fn wait(&mut self, notify: &Notify) -> Result<(), Fatal> {
+        let listen = |kind| signal(kind).map_err(|source| Fatal::System { operation: "listen for signals", source });
+        let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        let every = notify.watchdog.unwrap_or(Duration::from_secs(3600));
+        let mut watchdog = tokio::time::interval(every);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                _ = watchdog.tick() => tell(notify, "WATCHDOG=1"),
+                ended = &mut self.committer => return Err(why_ended(ended)),
+                Some(Ok(Err(error))) = self.lanes.join_next() => return Err(error.into()),
+            }
+        }
+    }
+
+    /// In the order of the flow: the doors close and requests in hand are answered, the journal has everything, lanes
+    /// stop, the last checkpoint is written. No step waits for a backend to get well.
+    async fn stop(mut self) -> Result<(), Fatal> {
+        self.view.stopping.store(true, Ordering::Relaxed);
+        self.stop_doors.send_replace(true);
+        if tokio::time::timeout(DOORS_GRACE, &mut self.doors).await.is_err() {
+            warn!("clients are still connected; their connections are cut");
+            self.doors.abort();
+            // Its end lets go of the intake, and with that of the committer.
+            let _ = (&mut self.doors).await;
+        }
+        let writer = (&mut self.committer).await.map_err(|_| spool::Error::Poisoned)??;
+        self.stop_lanes.send_replace(true);
+        while let Some(ended) = self.lanes.join_next().await {
+            if let Ok(ended) = ended {
+                ended?;
+            }
+        }
+        self.follower.abort();
+        // It may be in the middle of a save; the checkpoint below knows more than the ledger in any case.
+        let _ = self.follower.await;
+        note_refused(&self.accounts, &self.received);
+        let now = self.clock.now();
+        writer.close(now, &self.accounts.snapshot(now.clock_ms).0)?;
+        self.side.close(now)?;
+        self.admin.abort();
+        Ok(())
+    }
+}
+
+/// Runs the committer on a thread of its own.
+fn start_committer(committer: Committer) -> Result<oneshot::Receiver<Result<Writer, spool::Error>>, Fatal> {
+    let (ended, end) = oneshot::channel();
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new()
+        .name("committer".to_owned())
+        .spawn(move || ended.send(committer.run(&runtime)))
+        .map_err(|source| Fatal::System { operation: "start the committer's thread", source })?;
+    Ok(end)
+}
+
+fn why_ended(ended: Result<Result<Writer, spool::Error>, oneshot::error::RecvError>) -> Fatal {
+    match ended {
+        Ok(Err(error)) => error.into(),
+        // It ends without an error only when all doors are gone, and they are not.
+        Ok(Ok(_)) | Err(_) => spool::Error::Poisoned.into(),
+    }
+}
+
+/// Keeps the ledger close behind the books.
+async fn follow(ledger: Option<Arc<Ledger>>, accounts: Arc<Accounts>, received: Arc<Received>, clock: Clock) {
+    let mut ledger = ledger;
+    let mut saved = accounts.version();
+    loop {
+        tokio::time::sleep(LEDGER_EVERY).await;
+        note_refused(&accounts, &received);
+        let (state, version) = accounts.snapshot(clock.now().clock_ms);
+        let Some(open) = ledger.clone().filter(|_| version != saved) else { continue };
+        saved = version;
+        match tokio::task::spawn_blocking(move || open.save(&state)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                // After ENOSPC it stays in error. The journal's checkpoints are enough; the next start begins anew.
+                warn!(%error, "the ledger can't be written; going on without it until the next start");
+                ledger = None;
+            }
+            Err(_) => ledger = None,
+        }
+    }
+}
+
+fn note_refused(accounts: &Accounts, received: &Received) {
+    let totals = received.totals();
+    accounts.set_refused(totals.full, totals.invalid, totals.too_large);
+}
+
+fn limits(config: &Config) -> Limits {
+    let spool = &config.spool;
+    Limits {
+        max_bytes: spool.max_bytes,
+        min_free_disk: spool.min_free_disk,
+        keep_delivered: spool.keep_delivered,
+        keep_delivered_bytes: spool.keep_delivered_bytes,
+    }
+}
+
+fn other_bytes(side: &Arc<Side>, ledger: Option<Arc<Ledger>>) -> Box<dyn Fn() -> u64 + Send + Sync> {
+    let side = Arc::clone(side);
+    Box::new(move || side.file_bytes() + ledger.as_ref().map_or(0, |ledger| ledger.file_bytes()))
+}
+
+fn build_backend(config: &crate::config::Backend) -> Result<Arc<Backend>, Fatal> {
+    let built = Backend::build(config).map(Arc::new);
+    built.map_err(|source| Fatal::Backend { name: config.name.clone(), source })
+}
+
+fn open_journal(dir: &Path, options: Options) -> Result<Opened, Fatal> {
+    let opened = Journal::open(Arc::new(OsDisk), dir, options, wall_ns())?;
+    let recovery = &opened.recovery;
+    if !recovery.clean {
+        info!(journal = %dir.display(), rewritten = recovery.rewritten, "recovered after an unclean stop");
+    }
+    if let Some(torn) = &recovery.torn {
+        warn!(frames = torn.frames, kept_in = %torn.kept_in.display(), "the last write was torn; it had not been acknowledged");
+    }
+    for damage in &recovery.damage {
+        error!(journal = %dir.display(), segment = damage.segment, offset = damage.offset, "the journal is damaged; run `tracespool verify`");
+    }
+    for path in &recovery.unreadable {
+        error!(segment = %path.display(), "a segment can't be read and is left out; it is kept for `tracespool verify`");
+    }
+    Ok(opened)
+}
+
+/// The first lines of the log: where it listens, stores and ships, and how to try it.
+fn greet(loaded: &Loaded, addresses: &[std::net::SocketAddr], socket: &str) {
+    let config = &loaded.config;
+    for address in addresses {
+        info!("listening on {address} (OTLP over gRPC and HTTP)");
+    }
+    info!("listening on {socket} (OTLP over gRPC and HTTP)");
+    info!("storing in {} (at most {})", config.state_dir.display(), bytesize::ByteSize(config.spool.max_bytes));
+    for backend in &config.backends {
+        info!("shipping to {} ({})", backend.name, loaded.place(backend));
+    }
+    if config.backends.is_empty() {
+        warn!("no backend is configured: traces are kept and shipped nowhere; add a [[backend]] to the configuration");
+    }
+    info!("to send a first trace: tracespool send --test");
+}
+
+fn tell(notify: &Notify, message: &str) {
+    if let Err(error) = notify.send(message) {
+        warn!(%error, "cannot tell the service manager");
+    }
+}

@@ -1,0 +1,575 @@
+//! One backend's lane: from its place in the journal to the backend, and the place after it.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use spool::{Aside, Reader, Reason, Record, Step, Tally};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use super::backoff::Backoff;
+use super::concurrency::Concurrency;
+use super::parcel::{Parcel, TraceId, take_due};
+use super::side::Side;
+use super::suspect::{BREAKER, Case};
+use crate::accounts::{Accounts, LaneState};
+use crate::backend::{Backend, Failure, Outcome};
+use crate::clock::{Clock, millis, wall_ns};
+use crate::config::Delivery;
+
+/// Records that a lane holds in memory at most, beside the bound in bytes.
+const WINDOW_RECORDS: u64 = 65_536;
+/// How long a stopping lane waits for the requests under way.
+const STOP_GRACE: Duration = Duration::from_secs(3);
+/// Nothing is given up so soon after a start, for the backend may just be starting too.
+const START_GRACE: Duration = Duration::from_secs(600);
+/// How long a limit of size that a backend showed is remembered.
+const LIMIT_REMEMBERED: Duration = Duration::from_secs(3600);
+
+/// What a lane is made of.
+#[derive(Debug)]
+pub struct LaneParts {
+    /// The backend's name, the key of its books.
+    pub name: String,
+    /// Where it sends.
+    pub backend: Arc<Backend>,
+    /// How it sends.
+    pub delivery: Delivery,
+    /// Reads from the backend's place on.
+    pub reader: Reader,
+    /// The books.
+    pub accounts: Arc<Accounts>,
+    /// Where records go that are set aside.
+    pub side: Arc<Side>,
+    /// The running clock.
+    pub clock: Clock,
+    /// Changes when more is durable.
+    pub durable: watch::Receiver<u64>,
+    /// Turns true when the lane must stop.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// A lane, with what it remembers between two looks at the world.
+#[derive(Debug)]
+pub struct Lane {
+    parts: LaneParts,
+    /// Being filled, one per partition.
+    open: Vec<Parcel>,
+    /// To be sent, the next first.
+    queue: VecDeque<Parcel>,
+    in_flight: JoinSet<Finished>,
+    /// Traces in the requests under way.
+    busy: BTreeSet<TraceId>,
+    /// What is in memory: queued and under way.
+    held: Tally,
+    mode: Mode,
+    backoff: Backoff,
+    concurrency: Concurrency,
+    /// Everything durable was read.
+    at_end: bool,
+    /// Deliveries seen.
+    successes: u64,
+    /// Records refused alone since the last delivery.
+    suspects_in_a_row: u32,
+    /// Whether the next probe is something new instead of what failed.
+    probe_fresh: bool,
+    /// Size that the backend refused lately, and when.
+    size_limit: Option<(u64, Instant)>,
+}
+
+/// An attempt that came to an end.
+#[derive(Debug)]
+struct Finished {
+    parcel: Parcel,
+    outcome: Outcome,
+    /// It was sent to find out whether the backend works again.
+    probe: bool,
+}
+
+/// How the lane treats its backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// Requests go out as concurrency allows.
+    Up,
+    /// One probe at a time, the next not before then.
+    Probing(LaneState, Instant),
+}
+
+impl Lane {
+    /// A lane at the start of its life.
+    #[must_use]
+    pub fn new(parts: LaneParts) -> Self {
+        let Delivery { backoff_initial, backoff_max, workers, .. } = parts.delivery;
+        Self {
+            open: Vec::new(),
+            queue: VecDeque::new(),
+            in_flight: JoinSet::new(),
+            busy: BTreeSet::new(),
+            held: Tally::default(),
+            mode: Mode::Up,
+            backoff: Backoff::new(backoff_initial, backoff_max),
+            concurrency: Concurrency::new(usize::try_from(workers).unwrap_or(1)),
+            at_end: false,
+            successes: 0,
+            suspects_in_a_row: 0,
+            probe_fresh: false,
+            size_limit: None,
+            parts,
+        }
+    }
+
+    /// Delivers until it is told to stop.
+    ///
+    /// # Errors
+    /// When the journal or the side journal fails: the daemon must end.
+    pub async fn run(mut self) -> Result<(), spool::Error> {
+        let mut stop = self.parts.stop.clone();
+        let mut durable = self.parts.durable.clone();
+        while !*stop.borrow() {
+            // One moment for both questions, so that nothing falls due unseen between them.
+            let now = Instant::now();
+            self.launch(now)?;
+            self.report();
+            let wake = self.next_due(now);
+            tokio::select! {
+                Some(finished) = self.in_flight.join_next(), if !self.in_flight.is_empty() => {
+                    self.conclude(finished).await?;
+                }
+                changed = durable.changed(), if self.at_end => match changed {
+                    Ok(()) => self.at_end = false,
+                    // The committer has ended; so will this lane.
+                    Err(_) => { let _ = stop.changed().await; }
+                },
+                () = sleep_until(wake) => {}
+                _ = stop.changed() => {}
+            }
+        }
+        self.drain().await
+    }
+
+    /// Waits a little for the requests under way, so that what arrived is not sent again after the next start.
+    async fn drain(mut self) -> Result<(), spool::Error> {
+        let deadline = tokio::time::Instant::now() + STOP_GRACE;
+        while let Ok(Some(finished)) = tokio::time::timeout_at(deadline, self.in_flight.join_next()).await {
+            self.conclude(finished).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts as many requests as may be under way now.
+    fn launch(&mut self, now: Instant) -> Result<(), spool::Error> {
+        loop {
+            let allowed = match self.mode {
+                Mode::Up => self.concurrency.allowed(),
+                Mode::Probing(_, until) if now < until => 0,
+                Mode::Probing(..) => 1,
+            };
+            if self.in_flight.len() >= allowed {
+                return Ok(());
+            }
+            let Some(parcel) = self.next_parcel(now)? else { return Ok(()) };
+            self.send(parcel, self.mode != Mode::Up);
+        }
+    }
+
+    /// What to send next: what failed before, then what is new; while probing in turn, so that one bad record does not
+    /// keep a backend down.
+    fn next_parcel(&mut self, now: Instant) -> Result<Option<Parcel>, spool::Error> {
+        let fresh_first = matches!(self.mode, Mode::Probing(..)) && std::mem::replace(&mut self.probe_fresh, false);
+        if fresh_first {
+            let known = self.queue.len();
+            self.read_more(now)?;
+            if self.queue.len() > known {
+                return Ok(self.queue.remove(known));
+            }
+        }
+        self.probe_fresh = true;
+        if let Some(parcel) = take_due(&mut self.queue, &self.busy, now) {
+            return Ok(Some(parcel));
+        }
+        self.read_more(now)?;
+        Ok(take_due(&mut self.queue, &self.busy, now))
+    }
+
+    fn send(&mut self, mut parcel: Parcel, probe: bool) {
+        if parcel.attempts == 0 {
+            parcel.first_attempt_ns = wall_ns();
+        }
+        parcel.attempts += 1;
+        self.busy.extend(&parcel.traces);
+        self.parts.accounts.settle(&self.parts.name, Tally::default(), |account| account.attempts += 1);
+        let backend = Arc::clone(&self.parts.backend);
+        self.in_flight.spawn(async move {
+            let outcome = backend.attempt(&parcel.batch()).await;
+            Finished { parcel, outcome, probe }
+        });
+    }
+
+    /// Reads until a batch is full, or there is nothing more.
+    fn read_more(&mut self, now: Instant) -> Result<(), spool::Error> {
+        if self.at_end {
+            return Ok(());
+        }
+        // The page cache answers at once where the lane keeps up; behind, a read may wait for the disk.
+        tokio::task::block_in_place(|| self.read_batches(now))
+    }
+
+    fn read_batches(&mut self, now: Instant) -> Result<(), spool::Error> {
+        let batch_bytes = self.batch_bytes();
+        let held_max = batch_bytes.saturating_mul(2 * u64::from(self.parts.delivery.workers.max(1)));
+        while self.held.bytes < held_max && self.held.records < WINDOW_RECORDS {
+            let place = self.parts.reader.place();
+            match self.parts.reader.step()? {
+                Step::Record(record) => {
+                    self.skip(place..record.number);
+                    if self.is_finished(record.number) {
+                        continue;
+                    }
+                    self.held += record.tally();
+                    if self.pack(record, batch_bytes, now) {
+                        return Ok(());
+                    }
+                }
+                Step::Damaged(damage) => self.lose(damage),
+                Step::End => {
+                    self.at_end = true;
+                    break;
+                }
+            }
+        }
+        self.queue.extend(self.open.drain(..));
+        Ok(())
+    }
+
+    /// Puts a record to its partition's open parcel. A parcel that it would overfill is queued first; then true.
+    fn pack(&mut self, record: Record, batch_bytes: u64, now: Instant) -> bool {
+        let open = &mut self.open;
+        let partition = self.parts.backend.partition(record.envelope.experiment.as_deref());
+        let at = open.iter().position(|parcel| parcel.experiment.as_deref() == partition);
+        let at = at.unwrap_or_else(|| {
+            open.push(Parcel::new(partition.map(str::to_owned), now));
+            open.len() - 1
+        });
+        let size = record.payload.len() as u64;
+        let full = !open[at].records.is_empty() && open[at].bytes() + size > batch_bytes;
+        if full {
+            let experiment = open[at].experiment.clone();
+            let parcel = std::mem::replace(&mut open[at], Parcel::new(experiment, now));
+            self.queue.push_back(parcel);
+        }
+        if self.parts.backend.keeps_traces_apart() {
+            let ids = crate::otlp::validate(&record.payload).map(|summary| summary.trace_ids).unwrap_or_default();
+            open[at].traces.extend(ids);
+        }
+        open[at].records.push(record);
+        full
+    }
+
+    /// The bound on one batch: as configured, or what the backend lately showed to be its limit.
+    fn batch_bytes(&mut self) -> u64 {
+        let configured = self.parts.delivery.batch_max_bytes;
+        match self.size_limit {
+            Some((limit, at)) if at.elapsed() < LIMIT_REMEMBERED => configured.min(limit),
+            _ => configured,
+        }
+    }
+
+    /// Acts on what became of an attempt.
+    async fn conclude(&mut self, finished: Result<Finished, tokio::task::JoinError>) -> Result<(), spool::Error> {
+        let Ok(Finished { parcel, outcome, probe }) = finished else {
+            // With `panic = "abort"` this is never reached in a release; in tests it must not pass for a delivery.
+            error!(backend = self.parts.name, "an attempt panicked; its records stay until the next start");
+            return Ok(());
+        };
+        for trace in &parcel.traces {
+            self.busy.remove(trace);
+        }
+        match outcome {
+            Outcome::Delivered { rejected_spans, message } => self.delivered(parcel, rejected_spans, message).await,
+            Outcome::Retry { failure, after } => self.retry(parcel, failure, after, probe).await,
+            Outcome::Blocked { failure, experiment_only } => {
+                self.blocked(parcel, failure, experiment_only);
+                Ok(())
+            }
+            Outcome::TooLarge(failure) => self.too_large(parcel, failure).await,
+            Outcome::Refused { failure, doubtful } => self.refused(parcel, failure, doubtful).await,
+        }
+    }
+
+    async fn delivered(
+        &mut self,
+        parcel: Parcel,
+        rejected_spans: u64,
+        message: Option<String>,
+    ) -> Result<(), spool::Error> {
+        let tally = parcel.tally();
+        if rejected_spans > 0 {
+            let message = message.unwrap_or_default();
+            warn!(backend = self.parts.name, rejected_spans, message, "the backend refused spans of a request it took");
+            // All of it refused is a refusal; the data may be sent once more to find out which record it is.
+            if rejected_spans >= tally.spans {
+                let failure = Failure { status: "partial_success".into(), message, advice: None };
+                return self.refused(parcel, failure, false).await;
+            }
+        }
+        self.successes += 1;
+        self.suspects_in_a_row = 0;
+        self.recovered();
+        self.concurrency.success();
+        let rejected = rejected_spans.min(tally.units);
+        let taken = Tally { spans: tally.spans - rejected, units: tally.units - rejected, ..tally };
+        self.finish(&parcel.records, |account| {
+            account.delivered += taken;
+            account.rejected += rejected;
+        });
+        Ok(())
+    }
+
+    async fn retry(
+        &mut self,
+        mut parcel: Parcel,
+        failure: Failure,
+        after: Option<Duration>,
+        probe: bool,
+    ) -> Result<(), spool::Error> {
+        // Several requests that were under way together are one trouble.
+        if probe || self.mode == Mode::Up {
+            let pause = self.backoff.next(after, fastrand::f64());
+            self.trouble(LaneState::Retrying, pause, &failure);
+        }
+        parcel.due = Instant::now();
+        if let Some(expired) = self.take_expired(&mut parcel) {
+            self.set_aside(expired, Reason::Expired, &failure).await?;
+        }
+        if !parcel.records.is_empty() {
+            self.queue.push_back(parcel);
+        }
+        Ok(())
+    }
+
+    fn blocked(&mut self, mut parcel: Parcel, failure: Failure, experiment_only: bool) {
+        let pause = self.parts.delivery.blocked_retry;
+        if experiment_only {
+            self.note(&failure);
+            // The connection is fine: others may pass while these wait.
+            parcel.due = Instant::now() + pause;
+            self.recovered();
+        } else {
+            self.trouble(LaneState::Blocked, pause, &failure);
+            parcel.due = Instant::now();
+        }
+        self.queue.push_back(parcel);
+    }
+
+    async fn too_large(&mut self, parcel: Parcel, failure: Failure) -> Result<(), spool::Error> {
+        if parcel.records.len() > 1 {
+            self.size_limit = Some((parcel.bytes() / 2, Instant::now()));
+            self.note(&failure);
+            self.requeue_halves(parcel);
+            return Ok(());
+        }
+        self.set_aside(parcel, Reason::TooLarge, &failure).await
+    }
+
+    async fn refused(&mut self, mut parcel: Parcel, failure: Failure, doubtful: bool) -> Result<(), spool::Error> {
+        self.note(&failure);
+        if parcel.records.len() > 1 {
+            self.requeue_halves(parcel);
+            return Ok(());
+        }
+        let now = Instant::now();
+        match &mut parcel.case {
+            Some(case) => case.refused_again(doubtful),
+            None => {
+                self.suspects_in_a_row += 1;
+                parcel.case = Some(Case::open(now, doubtful, self.successes));
+            }
+        }
+        let case = parcel.case.unwrap_or_else(|| Case::open(now, doubtful, self.successes));
+        if case.is_convicted(now, self.successes) {
+            return self.set_aside(parcel, Reason::Rejected, &failure).await;
+        }
+        if self.suspects_in_a_row >= BREAKER {
+            self.trouble(LaneState::Blocked, self.parts.delivery.blocked_retry, &failure);
+        }
+        parcel.due = now + case.pause();
+        self.queue.push_back(parcel);
+        Ok(())
+    }
+
+    /// The halves go next, so that a bad record is found before the window is full.
+    fn requeue_halves(&mut self, parcel: Parcel) {
+        let [first, second] = parcel.halves();
+        self.queue.push_front(second);
+        self.queue.push_front(first);
+    }
+
+    /// What was tried, and is older than the backend's `retry_timeout`.
+    fn take_expired(&self, parcel: &mut Parcel) -> Option<Parcel> {
+        let timeout = self.parts.delivery.retry_timeout;
+        if self.parts.clock.uptime() < timeout.min(START_GRACE) {
+            return None;
+        }
+        let limit = self.parts.clock.now().clock_ms.saturating_sub(millis(timeout));
+        let (expired, alive) = std::mem::take(&mut parcel.records)
+            .into_iter()
+            .partition::<Vec<_>, _>(|record| record.envelope.clock_ms < limit);
+        parcel.records = alive;
+        (!expired.is_empty()).then(|| Parcel {
+            records: expired,
+            experiment: parcel.experiment.clone(),
+            traces: BTreeSet::new(),
+            case: None,
+            ..*parcel
+        })
+    }
+
+    /// Copies records to the side journal, and moves the place over them when they are durable there.
+    async fn set_aside(&mut self, mut parcel: Parcel, reason: Reason, failure: &Failure) -> Result<(), spool::Error> {
+        let now = self.parts.clock.now();
+        let aside = |record: &Record| Aside {
+            record: record.number,
+            backend: self.parts.name.clone(),
+            reason,
+            status: failure.status.clone(),
+            message: failure.message.clone(),
+            attempts: parcel.attempts,
+            first_attempt_ns: parcel.first_attempt_ns,
+            last_attempt_ns: now.wall_ns,
+        };
+        let records: Vec<_> = parcel.records.iter().map(|record| (record.clone(), aside(record))).collect();
+        let side = Arc::clone(&self.parts.side);
+        let put = tokio::task::spawn_blocking(move || side.put(records, now)).await;
+        match put {
+            Ok(Ok(side_place)) => {
+                let tally = parcel.tally();
+                warn!(
+                    backend = self.parts.name,
+                    records = tally.records,
+                    spans = tally.spans,
+                    reason = ?reason,
+                    status = failure.status,
+                    "set aside as dead letters"
+                );
+                self.finish(&parcel.records, |account| {
+                    account.dead += tally;
+                    account.side_place = account.side_place.max(side_place);
+                });
+                Ok(())
+            }
+            Ok(Err(error @ spool::Error::Full { .. })) => {
+                warn!(backend = self.parts.name, %error, "records can't be set aside now; they stay where they are");
+                parcel.due = Instant::now() + self.parts.delivery.backoff_max;
+                self.queue.push_back(parcel);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(spool::Error::Poisoned),
+        }
+    }
+
+    /// Notes in the books how records ended.
+    fn finish(&mut self, records: &[Record], change: impl FnOnce(&mut spool::Account)) {
+        let tally = records.iter().fold(Tally::default(), |sum, record| sum.plus(record.tally()));
+        self.held = self.held.less(tally);
+        self.parts.accounts.settle(&self.parts.name, tally, |account| {
+            for record in records {
+                account.finish(record.number..record.number + 1);
+            }
+            change(account);
+        });
+    }
+
+    /// Numbers that no record has: skipped at a start, or reclaimed.
+    fn skip(&self, numbers: Range<u64>) {
+        if !numbers.is_empty() {
+            self.parts.accounts.settle(&self.parts.name, Tally::default(), |account| account.finish(numbers));
+        }
+    }
+
+    fn lose(&self, damage: spool::Damage) {
+        let lost = damage.records.end - damage.records.start;
+        error!(
+            backend = self.parts.name,
+            segment = damage.segment,
+            offset = damage.offset,
+            records = lost,
+            "records can't be read from the spool; run `tracespool verify`"
+        );
+        let tally = Tally { records: lost, units: lost, ..Tally::default() };
+        self.parts.accounts.settle(&self.parts.name, tally, |account| {
+            account.damaged += lost;
+            account.finish(damage.records);
+        });
+    }
+
+    fn is_finished(&self, record: u64) -> bool {
+        self.parts.accounts.is_finished(&self.parts.name, record)
+    }
+
+    fn note(&self, failure: &Failure) {
+        self.parts.accounts.lane(&self.parts.name, |lane| {
+            lane.last_error = Some((std::time::SystemTime::now(), failure.clone()));
+        });
+    }
+
+    /// The backend works again.
+    fn recovered(&mut self) {
+        self.backoff.reset();
+        if let Mode::Probing(state, _) = std::mem::replace(&mut self.mode, Mode::Up) {
+            info!(backend = self.parts.name, was = ?state, "the backend takes requests again");
+        }
+    }
+
+    /// The backend, not a record, is in trouble.
+    fn trouble(&mut self, state: LaneState, pause: Duration, failure: &Failure) {
+        let changed = !matches!(self.mode, Mode::Probing(before, _) if before == state);
+        if changed {
+            warn!(
+                backend = self.parts.name,
+                state = ?state,
+                status = failure.status,
+                message = failure.message,
+                advice = failure.advice,
+                "delivery is held up; records stay in the spool"
+            );
+        }
+        self.note(failure);
+        self.concurrency.trouble();
+        self.mode = Mode::Probing(state, Instant::now() + pause);
+    }
+
+    fn report(&self) {
+        let in_flight = u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX);
+        let (state, until) = match self.mode {
+            Mode::Up => (LaneState::Up, None),
+            Mode::Probing(state, until) => (state, Some(until)),
+        };
+        let wait = until.map(|until| std::time::SystemTime::now() + until.saturating_duration_since(Instant::now()));
+        self.parts.accounts.lane(&self.parts.name, |lane| {
+            lane.state = state;
+            lane.in_flight = in_flight;
+            lane.next_attempt_at = wait;
+        });
+    }
+
+    /// When there may be something to do although nothing happened. What is due already waits for something else.
+    fn next_due(&self, now: Instant) -> Option<Instant> {
+        let not_before = match self.mode {
+            Mode::Up => None,
+            Mode::Probing(_, until) => Some(until),
+        };
+        let parcels = self.queue.iter().map(|parcel| parcel.due).min();
+        [not_before, parcels.max(not_before)].into_iter().flatten().filter(|due| *due > now).min()
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,245 @@
+//! The one thread that owns the journal's writer.
+//!
+//! It takes whatever waits, writes it as one group, syncs once, and answers all. While a sync runs the next group
+//! forms by itself, so there is no timer to tune: alone a request waits for one sync, in a crowd for two at most.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use spool::disk::Disk;
+use spool::{Draft, Envelope, Error, Keep, Kind, State, Writer};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, error, warn};
+
+use super::{Job, Receipt, Refusal, Submission};
+use crate::accounts::Accounts;
+use crate::clock::{Clock, millis};
+
+/// A group ends at this many bytes; a larger request is a group of its own.
+const GROUP_BYTES: u64 = 8 << 20;
+/// A group ends at this many requests.
+const GROUP_JOBS: usize = 1024;
+/// While anything moves, the state goes into the journal this often.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// What envelope, header and padding of a frame take at most, for the check whether there is room.
+const FRAME_OVERHEAD: u64 = 4096;
+
+/// How much may lie on disk.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The queue cap: journal, side journal and ledger together.
+    pub max_bytes: u64,
+    /// Bytes that must stay free on the disk.
+    pub min_free_disk: u64,
+    /// How long delivered records are kept.
+    pub keep_delivered: Duration,
+    /// How much of them.
+    pub keep_delivered_bytes: u64,
+}
+
+/// The committer, before it is set running.
+pub struct Committer {
+    /// The journal's writer.
+    pub writer: Writer,
+    /// Counts what comes in, and knows the state for checkpoints.
+    pub accounts: Arc<Accounts>,
+    /// Both clocks.
+    pub clock: Clock,
+    /// How much may lie on disk.
+    pub limits: Limits,
+    /// Bytes on disk beside the journal, which count against the cap too.
+    pub other_bytes: Box<dyn Fn() -> u64 + Send + Sync>,
+    /// For the question how much room there is,
+    pub disk: Arc<dyn Disk>,
+    /// here.
+    pub dir: PathBuf,
+    /// What waits to be stored.
+    pub jobs: mpsc::Receiver<Job>,
+    /// Told the number behind the last durable record.
+    pub durable: watch::Sender<u64>,
+}
+
+impl std::fmt::Debug for Committer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Committer").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// When and of what the last durable checkpoint was.
+#[derive(Debug)]
+struct Checkpointed {
+    at: Instant,
+    /// The books' version then.
+    version: u64,
+    /// The lowest record that a backend needed then. Nothing from it on may go.
+    lowest_needed: u64,
+}
+
+type Answer = oneshot::Sender<Result<Receipt, Refusal>>;
+
+impl Committer {
+    /// Works until every [`super::Intake`] is gone; then all that was submitted is answered. Blocks; it has a thread
+    /// of its own, and borrows a runtime only to wait.
+    ///
+    /// # Errors
+    /// When the journal failed. Nothing was acknowledged after the failure, and the process must end.
+    pub fn run(mut self, runtime: &Handle) -> Result<Writer, Error> {
+        let mut checkpointed = Checkpointed { at: Instant::now(), version: u64::MAX, lowest_needed: 0 };
+        let mut waiting = VecDeque::new();
+        let mut received = Vec::new();
+        loop {
+            if waiting.is_empty() {
+                let wait = async {
+                    tokio::time::timeout(CHECKPOINT_EVERY, self.jobs.recv_many(&mut received, GROUP_JOBS)).await
+                };
+                match runtime.block_on(wait) {
+                    Ok(0) => break,
+                    Ok(_) | Err(_) => waiting.extend(received.drain(..)),
+                }
+            }
+            if let Err(error) = self.turn(&mut waiting, &mut checkpointed) {
+                error!(%error, "the journal failed; nothing more is acknowledged");
+                for job in waiting {
+                    // Who left does not want the answer.
+                    let _ = job.answer.send(Err(Refusal::Failed));
+                }
+                return Err(error);
+            }
+        }
+        Ok(self.writer)
+    }
+
+    /// One group, with a checkpoint in it when one is due.
+    fn turn(&mut self, waiting: &mut VecDeque<Job>, checkpointed: &mut Checkpointed) -> Result<(), Error> {
+        let answers = self.stage(waiting, checkpointed);
+        let now = self.clock.now();
+        let due = checkpointed.at.elapsed() >= CHECKPOINT_EVERY && checkpointed.version != self.accounts.version();
+        let mut saved: Option<(State, u64)> = None;
+        if due {
+            let snapshot = self.accounts.snapshot(now.clock_ms);
+            self.writer.stage_checkpoint(&snapshot.0, now);
+            saved = Some(snapshot);
+        }
+        let accounts = Arc::clone(&self.accounts);
+        let committed = self.writer.commit(now, &mut || accounts.snapshot(now.clock_ms).0);
+        let committed = match committed {
+            Ok(committed) => committed,
+            Err(error @ Error::Full { .. }) => {
+                warn!(%error, "refusing until there is room");
+                checkpointed.at = Instant::now();
+                answer_all(answers, &Err(Refusal::DiskFull));
+                return Ok(());
+            }
+            Err(error) => {
+                answer_all(answers, &Err(Refusal::Failed));
+                return Err(error);
+            }
+        };
+        if !committed.records.is_empty() {
+            self.accounts.commit(committed.tally, committed.records.end);
+            self.durable.send_replace(committed.records.end);
+            for (record, answer) in committed.records.zip(answers) {
+                let _ = answer.send(Ok(Receipt { record }));
+            }
+        }
+        if let Some((state, version)) = saved {
+            let lowest_needed = state.lowest_needed().unwrap_or(0);
+            *checkpointed = Checkpointed { at: Instant::now(), version, lowest_needed };
+            let keep = Keep {
+                since_clock_ms: now.clock_ms.saturating_sub(millis(self.limits.keep_delivered)),
+                bytes: self.limits.keep_delivered_bytes,
+            };
+            self.reclaim(lowest_needed, keep)?;
+        }
+        Ok(())
+    }
+
+    /// Stages what fits one group and refuses what there is no room for.
+    fn stage(&mut self, waiting: &mut VecDeque<Job>, checkpointed: &Checkpointed) -> Vec<Answer> {
+        let mut answers = Vec::with_capacity(waiting.len().min(GROUP_JOBS));
+        let mut bytes = 0;
+        while let Some(job) = waiting.pop_front() {
+            let length = job.submission.payload.len() as u64;
+            if !answers.is_empty() && bytes + length > GROUP_BYTES {
+                waiting.push_front(job);
+                break;
+            }
+            match self.admit(length, checkpointed.lowest_needed) {
+                Ok(()) => {
+                    bytes += length;
+                    self.writer.stage(self.draft(job.submission));
+                    answers.push(job.answer);
+                }
+                Err(refusal) => {
+                    let _ = job.answer.send(Err(refusal));
+                }
+            }
+        }
+        answers
+    }
+
+    /// Whether there is room for one more request of `length` bytes.
+    fn admit(&mut self, length: u64, lowest_needed: u64) -> Result<(), Refusal> {
+        let growth = self.writer.growth(length + FRAME_OVERHEAD);
+        if growth == 0 {
+            return Ok(());
+        }
+        let Limits { max_bytes, min_free_disk, .. } = self.limits;
+        let over_cap = |this: &Self| this.writer.shared().file_bytes() + (this.other_bytes)() + growth > max_bytes;
+        let over_disk = |this: &Self| match this.disk.free_bytes(&this.dir) {
+            Ok(free) => free.saturating_sub(growth) < min_free_disk,
+            // Unknown: the allocation will tell.
+            Err(_) => false,
+        };
+        if over_cap(self) || over_disk(self) {
+            // What is kept for replay gives way first.
+            if let Err(error) = self.reclaim(lowest_needed, Keep { since_clock_ms: u64::MAX, bytes: 0 }) {
+                warn!(%error, "cannot remove delivered segments");
+            }
+        }
+        if over_cap(self) {
+            return Err(Refusal::Full { max_bytes });
+        }
+        if over_disk(self) {
+            return Err(Refusal::DiskFull);
+        }
+        Ok(())
+    }
+
+    fn reclaim(&mut self, lowest_needed: u64, keep: Keep) -> Result<(), Error> {
+        let reclaimed = self.writer.reclaim(lowest_needed, keep)?;
+        if reclaimed.segments > 0 {
+            debug!(segments = reclaimed.segments, bytes = reclaimed.bytes, "removed what every backend is past");
+        }
+        Ok(())
+    }
+
+    fn draft(&self, submission: Submission) -> Draft {
+        let now = self.clock.now();
+        let summary = &submission.summary;
+        Draft {
+            envelope: Envelope {
+                kind: Kind::OtlpTraces,
+                received_ns: now.wall_ns,
+                clock_ms: now.clock_ms,
+                spans: summary.spans,
+                traces: u32::try_from(summary.trace_ids.len()).unwrap_or(u32::MAX),
+                door: submission.door,
+                experiment: submission.experiment,
+                workspace: submission.workspace,
+                peer_uid: submission.peer_uid,
+                ..Envelope::default()
+            },
+            payload: submission.payload,
+        }
+    }
+}
+
+fn answer_all(answers: Vec<Answer>, answer: &Result<Receipt, Refusal>) {
+    for waiting in answers {
+        let _ = waiting.send(answer.clone());
+    }
+}
