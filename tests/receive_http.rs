@@ -67,6 +67,28 @@ async fn requests_without_spans_succeed_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn json_is_stored_as_protobuf_and_answered_as_json() {
+    const DOCUMENT: &[u8] = include_bytes!("data/nested.otlp.json");
+    let mut doors = open(MIB, 16 * MIB);
+    let mut taken = doors.take_all();
+    let media_type = ("Content-Type", "Application/JSON; charset=utf-8");
+    // The second is long enough to be worked on aside.
+    let padded = [&b" ".repeat(100 << 10)[..], DOCUMENT].concat();
+    for body in [DOCUMENT, &padded] {
+        let answer = exchange(doors.address, &post("/v1/traces", &[media_type], body)).await;
+        assert_eq!((answer.status, answer.body.as_slice()), (200, &b"{}"[..]));
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        let submission = within(taken.recv()).await.expect("a record");
+        assert_eq!(submission.summary.spans, 4);
+        let stored = tracespool::otlp::validate(&submission.payload).expect("it is a valid request");
+        assert_eq!(stored, tracespool::otlp::validate(NESTED).expect("so is this"));
+    }
+    let wrong = exchange(doors.address, &post("/v1/traces", &[JSON], b"{\"resourceSpans\":[}")).await;
+    assert_eq!((wrong.status, wrong.status_json().0), (400, 3));
+    doors.all_is_given_back().await;
+}
+
+#[tokio::test]
 async fn every_coding_and_framing_gives_the_same_payload() {
     let mut doors = open(MIB, 16 * MIB);
     let mut taken = doors.take_all();

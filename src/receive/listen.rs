@@ -432,6 +432,7 @@ mod tests {
             listen: listen.iter().map(|address| address.parse().expect("an address")).collect(),
             max_request_bytes: 1 << 20,
             max_in_flight_bytes: 1 << 24,
+            insecure: false,
             socket: socket(&directory.join("spool.sock")),
         }
     }
