@@ -195,6 +195,24 @@ async fn a_call_that_is_given_up_frees_its_memory() {
 }
 
 #[tokio::test]
+async fn a_record_is_written_though_its_call_was_given_up() {
+    let mut doors = open(MIB, 16 * MIB);
+    let mut client = Http2::connect(doors.address).await;
+    let (body, response) = client.begin(EXPORT, &[]);
+    let response = tokio::spawn(response);
+    body.send(framed(0, NESTED).into()).await.expect("it is taken");
+    drop(body);
+    let job = doors.job().await;
+    response.abort();
+    // The reset was read before what comes behind it on the same connection.
+    assert_eq!(client.call(EXPORT, &[], &framed(0, b"")).await.status, 0);
+    assert!(doors.budget.used() > 0);
+    job.answer.send(Ok(Receipt { record: 1 })).expect("the hand-over still waits");
+    until(|| doors.totals().spans == 4).await;
+    doors.all_is_given_back().await;
+}
+
+#[tokio::test]
 async fn metrics_and_logs_are_answered_counted_and_dropped() {
     let doors = open(MIB, 16 * MIB);
     let mut client = Http2::connect(doors.address).await;

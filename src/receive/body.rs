@@ -307,8 +307,9 @@ mod tests {
     async fn a_body_that_stops_is_given_up() {
         let (sender, receiver) = mpsc::channel(1);
         let begun = Instant::now();
-        sender.try_send(Bytes::from_static(b"a")).expect("there is room");
-        let outcome = Inbound::new(Fed(receiver)).read(100, &mut charge(), unknown).await;
+        // However much came before.
+        sender.try_send(Bytes::from_static(&[0; 256 << 10])).expect("there is room");
+        let outcome = Inbound::new(Fed(receiver)).read(1 << 20, &mut charge(), unknown).await;
         assert_eq!(outcome, Err(Problem::slow()));
         assert_eq!(begun.elapsed().as_secs(), LONGEST_PAUSE.as_secs());
         drop(sender);

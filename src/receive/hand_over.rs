@@ -75,12 +75,7 @@ pub(super) struct Parcel {
 /// the append: the bytes were admitted, the record is written all the same, and the budget is charged until it is.
 pub(super) async fn hand_over(reception: &Reception, parcel: Parcel) -> Result<(), Problem> {
     let Parcel { body, coding, form, door, labels, peer_uid, charge } = parcel;
-    let (body, charge) = decompressed(reception, body, coding, charge).await?;
-    let (payload, charge) = match form {
-        Form::Protobuf => (body, charge),
-        Form::Json => transcoded(reception, body, charge).await?,
-    };
-    let (payload, summary) = validated(reception, payload).await?;
+    let (payload, summary, charge) = prepared(reception, Raw { body, coding, form, charge }).await?;
 
     let bytes = size(payload.len());
     let spans = u64::from(summary.spans);
@@ -105,71 +100,67 @@ pub(super) async fn hand_over(reception: &Reception, parcel: Parcel) -> Result<(
     Ok(())
 }
 
-async fn decompressed(
-    reception: &Reception,
+/// A body as it came, and what is held for it.
+struct Raw {
     body: Bytes,
     coding: Coding,
-    mut charge: Charge,
-) -> Result<(Bytes, Charge), Refusal> {
-    if coding == Coding::Identity {
-        return Ok((body, charge));
-    }
-    let limit = reception.max_request_bytes;
-    if body.len() <= DECOMPRESSED_INLINE {
-        let inline = limit.min(DECOMPRESSED_INLINE_TO);
-        match coding::decode(coding, &body, inline, &mut charge) {
-            // It unfolds to more than may be done here: start again where it may, having lost little.
-            Err(Refusal::TooLarge { .. }) if inline < limit => {}
-            Err(refusal) => return Err(refusal),
-            Ok(plain) => {
-                charge.hold(size(plain.len()))?;
-                return Ok((plain, charge));
-            }
-        }
-    }
-    aside(reception, move || {
-        let plain = coding::decode(coding, &body, limit, &mut charge)?;
-        drop(body);
-        charge.hold(size(plain.len()))?;
-        Ok((plain, charge))
-    })
-    .await?
+    form: Form,
+    charge: Charge,
 }
 
-async fn transcoded(reception: &Reception, json: Bytes, mut charge: Charge) -> Result<(Bytes, Charge), Refusal> {
+/// Brings a body to the form in which it is stored, here when that is quick, else aside in one go: between two waits
+/// for a thread it would hold memory for nothing.
+async fn prepared(reception: &Reception, mut raw: Raw) -> Result<(Bytes, Summary, Charge), Refusal> {
     let limit = reception.max_request_bytes;
-    let small = json.len() <= TRANSCODED_INLINE;
-    let work = move || {
-        // The wire form is shorter than the JSON it came from, but the two are there together.
-        charge.hold(2 * size(json.len()))?;
-        let wire = Bytes::from(otlp::json::to_wire(&json).map_err(|error| Refusal::Invalid(error.to_string()))?);
-        let length = size(wire.len());
-        if length > limit {
+    if raw.coding != Coding::Identity && raw.body.len() <= DECOMPRESSED_INLINE {
+        let inline = limit.min(DECOMPRESSED_INLINE_TO);
+        match raw.decompress(inline) {
+            // It unfolds to more than may be done here: it starts again where it may, and little was lost.
+            Err(Refusal::TooLarge { .. }) if inline < limit => {}
+            outcome => outcome?,
+        }
+    }
+    let quick = match raw.form {
+        Form::Protobuf => VALIDATED_INLINE,
+        Form::Json => TRANSCODED_INLINE,
+    };
+    if raw.coding == Coding::Identity && raw.body.len() <= quick {
+        raw.finish(limit)
+    } else {
+        aside(reception, move || raw.finish(limit)).await?
+    }
+}
+
+impl Raw {
+    /// All that is left to do.
+    fn finish(mut self, limit: u64) -> Result<(Bytes, Summary, Charge), Refusal> {
+        self.decompress(limit)?;
+        if self.form == Form::Json {
+            self.transcode(limit)?;
+        }
+        match otlp::validate(&self.body) {
+            Ok(summary) => Ok((self.body, summary, self.charge)),
+            Err(invalid) => Err(Refusal::Invalid(invalid.to_string())),
+        }
+    }
+
+    fn decompress(&mut self, limit: u64) -> Result<(), Refusal> {
+        self.body = coding::decode(self.coding, &self.body, limit, &mut self.charge)?;
+        self.coding = Coding::Identity;
+        self.charge.hold(size(self.body.len()))
+    }
+
+    fn transcode(&mut self, limit: u64) -> Result<(), Refusal> {
+        // The wire form is shorter than the JSON it comes from, but for a while both are there.
+        self.charge.hold(size(self.body.len()).saturating_mul(2))?;
+        let wire = otlp::json::to_wire(&self.body).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        if size(wire.len()) > limit {
             return Err(Refusal::TooLarge { limit });
         }
-        drop(json);
-        charge.hold(length)?;
-        Ok((wire, charge))
-    };
-    work_at(reception, small, work).await?
-}
-
-async fn validated(reception: &Reception, payload: Bytes) -> Result<(Bytes, Summary), Refusal> {
-    let small = payload.len() <= VALIDATED_INLINE;
-    let work = move || match otlp::validate(&payload) {
-        Ok(summary) => Ok((payload, summary)),
-        Err(invalid) => Err(Refusal::Invalid(invalid.to_string())),
-    };
-    work_at(reception, small, work).await?
-}
-
-/// Does `work` here when it is small, else aside.
-async fn work_at<T: Send + 'static>(
-    reception: &Reception,
-    small: bool,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Refusal> {
-    if small { Ok(work()) } else { aside(reception, work).await }
+        self.body = wire.into();
+        self.form = Form::Protobuf;
+        self.charge.hold(size(self.body.len()))
+    }
 }
 
 /// Does `work` on a thread that may block, at most as many at once as there are cores.

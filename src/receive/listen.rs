@@ -191,18 +191,7 @@ impl UnixDoor {
         make_parent(path).map_err(failed("make the directory of"))?;
         remove_stale(path)?;
 
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("open a socket for"))?;
-        // The file gets the mode that the socket has, so at no moment it is open to more than its owner.
-        rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))
-            .map_err(|error| failed("prepare")(error.into()))?;
-        let address = SockAddr::unix(path).map_err(failed("name"))?;
-        socket.bind(&address).map_err(|source| {
-            if source.kind() == io::ErrorKind::AddrInUse {
-                BindError::InUse { address: path.display().to_string(), owner: None }
-            } else {
-                failed("bind")(source)
-            }
-        })?;
+        let socket = bind_private(path)?;
         let metadata = fs::symlink_metadata(path).map_err(failed("look at"))?;
         let door = Self {
             listener: std::os::unix::net::UnixListener::from(std::os::fd::OwnedFd::from(socket)),
@@ -225,6 +214,24 @@ impl UnixDoor {
         self.listener.set_nonblocking(true)?;
         UnixListener::from_std(self.listener.try_clone()?)
     }
+}
+
+/// Binds a socket that only its owner may open; it does not listen yet.
+fn bind_private(path: &Path) -> Result<Socket, BindError> {
+    let failed = |operation| move |source| BindError::Io { operation, address: path.display().to_string(), source };
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("open a socket for"))?;
+    // The file gets the mode that the socket has, so at no moment it is open to more than its owner.
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))
+        .map_err(|error| failed("prepare")(error.into()))?;
+    let address = SockAddr::unix(path).map_err(failed("name"))?;
+    socket.bind(&address).map_err(|source| {
+        if source.kind() == io::ErrorKind::AddrInUse {
+            BindError::InUse { address: path.display().to_string(), owner: None }
+        } else {
+            failed("bind")(source)
+        }
+    })?;
+    Ok(socket)
 }
 
 impl Drop for UnixDoor {
@@ -425,6 +432,7 @@ mod tests {
             listen: listen.iter().map(|address| address.parse().expect("an address")).collect(),
             max_request_bytes: 1 << 20,
             max_in_flight_bytes: 1 << 24,
+            insecure: false,
             socket: socket(&directory.join("spool.sock")),
         }
     }
@@ -462,6 +470,15 @@ mod tests {
         assert_eq!(metadata.mode() & 0o7777, 0o660);
         drop(door);
         assert!(!path.exists());
+        Ok(())
+    }
+
+    #[test]
+    fn a_socket_begins_private() -> Result<(), Box<dyn std::error::Error>> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("spool.sock");
+        let _socket = bind_private(&path)?;
+        assert_eq!(fs::symlink_metadata(&path)?.mode() & 0o7777, 0o600);
         Ok(())
     }
 
