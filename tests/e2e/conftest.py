@@ -54,7 +54,7 @@ def pytest_runtest_makereport(item, call):
     if report.failed:
         item.failed = True
         for name, read in getattr(item, "logs", []):
-            report.sections.append((name, read()[-8000:]))
+            report.sections.append((name, read()[-6000:]))
     return report
 
 
