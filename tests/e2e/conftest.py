@@ -43,7 +43,7 @@ def release_binary(request):
 
 @pytest.fixture(scope="session")
 def light_python():
-    assert programs.LIGHT, "TRACESPOOL_TEST_PYTHON_LIGHT is not set: run tests/run"
+    assert os.access(programs.LIGHT, os.X_OK), f"{programs.LIGHT} is missing: run tests/run, or set TRACESPOOL_TEST_PYTHON_LIGHT"
     return programs.LIGHT
 
 
@@ -54,7 +54,7 @@ def pytest_runtest_makereport(item, call):
     if report.failed:
         item.failed = True
         for name, read in getattr(item, "logs", []):
-            report.sections.append((name, read()[-8000:]))
+            report.sections.append((name, read()[-6000:]))
     return report
 
 

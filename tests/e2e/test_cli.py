@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import stat
+import subprocess
 
 import pytest
 
@@ -14,7 +15,11 @@ from peers.otlp import HttpClient, make_request, request_as_json
 
 def exit_of(daemon, *arguments, **environment):
     """Starts a daemon that is expected to end by itself; returns its exit code."""
-    return daemon.spawn(*arguments, **environment).wait(30)
+    process = daemon.spawn(*arguments, **environment)
+    try:
+        return process.wait(30)
+    except subprocess.TimeoutExpired:
+        pytest.fail("the daemon runs, where it should have ended by itself")
 
 
 def test_status_tells_the_whole_story(make_daemon, receiver):
@@ -127,9 +132,10 @@ def test_an_unknown_state_format_is_left_alone(make_daemon, receiver):
         assert f.read() == newer
 
 
-@pytest.mark.parametrize("arguments", [["bogus"], ["run", "--bogus"], ["send"]])
+@pytest.mark.parametrize("arguments", [["bogus"], ["status", "--bogus"], ["send"], ["run", "surplus"]], ids=" ".join)
 def test_usage(make_daemon, arguments):
-    assert make_daemon().cli(*arguments).returncode == 64
+    done = make_daemon().cli(*arguments, timeout=20)
+    assert done.returncode == 64 and done.stderr, done
 
 
 def test_without_a_daemon(make_daemon, receiver, directory):

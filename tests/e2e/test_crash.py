@@ -50,7 +50,8 @@ def test_kill_9_under_load_loses_nothing_acknowledged(make_daemon, receiver, say
     assert not lost and not invented, f"lost {sorted(lost)[:5]}, never sent {sorted(invented)[:5]}"
     assert account["dead"]["records"] == 0 and account["damaged"] == 0, account
 
-    # Delivered again only for a kill, and only what had been delivered just before it.
+    # Delivered again only for a kill, and only what had been delivered just before it. Most lives here are shorter than
+    # that; what is older is held by test_the_ledger_may_be_deleted, which kills as well.
     with receiver.lock:
         times = {i: receiver.arrivals[i] for i in again}
     for span_id, arrivals in times.items():
@@ -75,7 +76,9 @@ def test_sigterm_under_load_keeps_everything(make_daemon, receiver):
     account = daemon.wait_drained()
     delivered = receiver.ids()
     assert delivered.keys() <= load.sent
-    assert max(delivered.values()) == 1, "a clean stop made the daemon deliver again"
+    # The backend answers at once, so a clean stop has the time to hear what became of the requests in flight.
+    again = [i for i, n in delivered.items() if n > 1]
+    assert not again, f"{len(again)} of {len(delivered)} spans were delivered again though every stop was clean"
     assert account["delivered"]["spans"] == len(delivered)
 
 

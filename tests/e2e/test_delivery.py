@@ -1,5 +1,10 @@
 """A plain OpenTelemetry SDK on one side, OTLP backends on the other."""
 
+import gzip
+import json
+import os
+import zlib
+
 import grpc
 import pytest
 
@@ -36,9 +41,6 @@ def test_compression_of_what_is_shipped(make_daemon, receiver, compression):
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
 def test_what_the_doors_take(make_daemon, receiver, compression):
     """gRPC, HTTP with protobuf and with JSON, POST to / as well, all on one port."""
-    import gzip
-    import zlib
-
     daemon = make_daemon([receiver.backend("otlp_grpc")]).start()
     pack = {None: lambda b: b, "gzip": gzip.compress, "deflate": zlib.compress}[compression]
     headers = {"Content-Encoding": compression} if compression else {}
@@ -145,8 +147,6 @@ def test_a_backend_that_wants_the_operator_blocks_and_keeps_everything(make_daem
 
 
 def test_a_dead_backend_does_not_delay_another(make_daemon, receiver, directory):
-    import os
-
     file = os.path.join(directory, "traces.jsonl")
     daemon = make_daemon([receiver.backend("otlp_http"), {"name": "file", "kind": "file", "path": file}]).start()
     receiver.down()
@@ -166,8 +166,6 @@ def test_a_dead_backend_does_not_delay_another(make_daemon, receiver, directory)
 
 
 def _ids_in_file(path):
-    import json
-
     with open(path) as f:
         for line in f:
             for rs in json.loads(line)["resourceSpans"]:

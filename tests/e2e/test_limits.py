@@ -1,5 +1,7 @@
 """A full spool refuses, in words that make every client try again, and heals."""
 
+import gzip
+
 from google.rpc import status_pb2
 
 from peers import wait_until
@@ -65,8 +67,6 @@ def test_a_request_that_is_too_large_is_refused_for_good(make_daemon, receiver):
     grpc_client = GrpcClient(daemon.port)
     assert grpc_client.send(large).status == "RESOURCE_EXHAUSTED"
     # And after decompression: 2 MiB of zeros fit in a few KiB on the wire.
-    import gzip
-
     bomb, _ = make_request(1)
     bomb.resource_spans[0].scope_spans[0].spans[0].attributes.add(key="zeros").value.string_value = "0" * (2 * MIB)
     answer = HttpClient(daemon.port).send(gzip.compress(bomb.SerializeToString()), headers={"Content-Encoding": "gzip"})

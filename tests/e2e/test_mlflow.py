@@ -1,9 +1,11 @@
 """From a real MLflow application, through the disk, to a real MLflow server."""
 
+import difflib
 import json
 
 import pytest
 
+from peers import wait_until
 from peers.programs import FULL, direct_traces, read_back, run_app
 
 # What the server has from a direct run, once per package.
@@ -14,8 +16,6 @@ def difference(ours, theirs):
     """The first lines in which two results differ; a dict of this size says nothing in an assertion."""
     a = json.dumps(ours, indent=1, sort_keys=True, ensure_ascii=False).splitlines()
     b = json.dumps(theirs, indent=1, sort_keys=True, ensure_ascii=False).splitlines()
-    import difflib
-
     return "\n".join(list(difflib.unified_diff(b, a, "logged directly", "through the daemon", lineterm="", n=4))[:80])
 
 
@@ -41,7 +41,8 @@ def test_traces_read_back_as_if_logged_to_the_server(make_daemon, mlflow_server,
     assert daemon.status()["received"]["spans"] == 7, "the daemon did not get the app's seven spans:\n" + result["stderr"][-2000:]
     through = read_back(mlflow_server, experiment, result["traces"])
 
-    assert through == _direct[package], difference(through, _direct[package])
+    if through != _direct[package]:
+        pytest.fail("the traces differ:\n" + difference(through, _direct[package]), pytrace=False)
     account = daemon.wait_drained()
     assert account["delivered"]["spans"] == 7 and account["dead"]["records"] == 0 and account["rejected"]["spans"] == 0
 
@@ -77,8 +78,6 @@ def test_an_outage_and_a_kill_lose_nothing(make_daemon, own_mlflow, directory):
 
 
 def _when_complete(server, experiment, made):
-    from peers import wait_until
-
     def complete():
         traces = server.traces(experiment)
         seen = {t.info.trace_id.removeprefix("tr-"): len(t.data.spans) for t in traces}

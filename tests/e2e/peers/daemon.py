@@ -85,7 +85,10 @@ class Daemon:
             f.write(toml({k: v for k, v in self.config.items() if v != []}))
 
     def environment(self, **more):
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("TRACESPOOL_", "OTEL_", "MLFLOW_", "DATABRICKS_"))}
+        """The caller's, without what the daemon reads: settings of SDKs, and what systemd tells its children."""
+        mine = ("TRACESPOOL_", "OTEL_", "MLFLOW_", "DATABRICKS_", "NOTIFY_", "WATCHDOG_", "LISTEN_")
+        systemd = {"JOURNAL_STREAM", "INVOCATION_ID", "STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CONFIGURATION_DIRECTORY", "CREDENTIALS_DIRECTORY"}
+        env = {k: v for k, v in os.environ.items() if not k.startswith(mine) and k not in systemd}
         return {**env, **more}
 
     def spawn(self, *arguments, **environment):
@@ -157,15 +160,18 @@ class Daemon:
 
     def cli(self, *arguments, stdin=None, timeout=PATIENCE):
         """Runs another command of the binary against this daemon; returns the completed process."""
-        return subprocess.run(
-            [self.binary, *arguments, "--config", self.config_file],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=self.directory,
-            env=self.environment(),
-        )
+        try:
+            return subprocess.run(
+                [self.binary, *arguments, "--config", self.config_file],
+                input=stdin if stdin is not None else "",
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                cwd=self.directory,
+                env=self.environment(),
+            )
+        except subprocess.TimeoutExpired as e:
+            raise AssertionError(f"`tracespool {' '.join(arguments)}` did not end within {timeout} s; it said {e.stdout} {e.stderr}") from None
 
     def status(self, allow_down=False):
         done = self.cli("status", "--json")

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import select
 import threading
 from dataclasses import dataclass, field
 
@@ -117,12 +118,17 @@ class HttpClient:
 
     def send(self, request, content_type=PROTOBUF, headers=()):
         body = request if isinstance(request, (bytes, str)) else request.SerializeToString()
+        # An idle connection with something to read was closed by the other side: the daemon was stopped in between.
+        if self.connection is not None and select.select([self.connection.sock], [], [], 0)[0]:
+            self.close()
         try:
             if self.connection is None:
                 self.connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
             self.connection.request("POST", self.path, body, {"Content-Type": content_type, **dict(headers)})
             response = self.connection.getresponse()
             content = response.read()
+            if response.will_close:
+                self.close()
             return Answer(response.status == 200, response.status, {k.lower(): v for k, v in response.getheaders()}, content)
         except (OSError, http.client.HTTPException):
             self.close()

@@ -12,7 +12,8 @@ from .otlp import Span
 APPS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "apps")
 
 FULL = sys.executable
-LIGHT = os.environ.get("TRACESPOOL_TEST_PYTHON_LIGHT", "")
+# tests/run makes both environments side by side in target/.
+LIGHT = os.environ.get("TRACESPOOL_TEST_PYTHON_LIGHT") or sys.prefix + "-light/bin/python"
 
 
 def run_app(script, directory, environment, python=FULL, arguments=(), prefix=(), timeout=180):
