@@ -275,7 +275,7 @@ fn damage_in_a_sealed_segment_is_bounded_and_what_lies_behind_is_read() {
     // groups[0] is the first checkpoint's, then three groups of records.
     let group = groups[2];
     let flip = |at: usize| move |bytes: &mut Vec<u8>| bytes[at] ^= 1;
-    let frame = |index: usize| group + 160 + index * (64 + 7 + 305_usize).next_multiple_of(8);
+    let frame = |index: usize| group + 160 + index * (64 + 7 + 300_usize).next_multiple_of(8);
     let probe = fs::read(&segment_files(&fixture.whole)[0]).expect("readable");
     for (index, number) in [4_u64, 5, 6].into_iter().enumerate() {
         let at = frame(index);
