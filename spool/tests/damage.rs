@@ -12,6 +12,11 @@ use spool::{Control, Opened, State};
 
 const BLOCK: usize = 4096;
 
+/// A directory on a file system in memory, if there is one: these tests open a journal thousands of times.
+fn memory_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
 struct Fixture {
     _base: tempfile::TempDir,
     whole: PathBuf,
@@ -21,7 +26,7 @@ struct Fixture {
 impl Fixture {
     /// A journal that `fill` made and nobody closed; `work` is where copies of it are damaged.
     fn new(fill: impl FnOnce(&mut Opened)) -> Self {
-        let base = tempfile::tempdir().expect("a temporary directory");
+        let base = memory_dir();
         let (whole, work) = (base.path().join("whole"), base.path().join("work"));
         fs::create_dir(&whole).expect("created");
         let mut opened = open(&whole);
@@ -164,7 +169,7 @@ fn the_numbers_of_a_torn_group_stay_unused_over_restarts() {
 fn a_start_that_was_cut_short_is_begun_again() {
     let fixture = Fixture::new(two_groups);
     // The state behind a whole start, from which the states within it are made.
-    let after = tempfile::tempdir().expect("a temporary directory");
+    let after = memory_dir();
     copy_dir(&fixture.whole, after.path());
     drop(open(after.path()));
     let new_segment = |bytes_of: &dyn Fn(Vec<u8>) -> Vec<u8>| {

@@ -16,7 +16,7 @@ use crate::disk::Disk;
 use crate::envelope::Kind;
 use crate::frame::{self, Record};
 use crate::group::Group;
-use crate::segment::{self, BLOCK, BadHeader, Ends, Footer, Header, Stamp};
+use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
 use crate::{Error, Now};
 
@@ -222,7 +222,7 @@ impl Segment {
     fn is_written_at(&self, offset: u64) -> Result<bool, Error> {
         let mut written = false;
         self.file.each_block(offset, self.length.min(offset.saturating_add(BLOCK)), |_, block| {
-            written = block.iter().any(|byte| *byte != 0) && !Footer::begins(block);
+            written = !is_zero(block) && !Footer::begins(block);
             true
         })?;
         Ok(written)
@@ -369,6 +369,11 @@ impl Doubtful {
     }
 }
 
+fn is_zero(block: &[u8]) -> bool {
+    static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+    ZEROS.starts_with(block)
+}
+
 /// Copies a torn group of `length` bytes at most, as it lies there, to where it is out of the way.
 fn quarantine(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length: u64) -> Result<PathBuf, Error> {
     let into = dir.join(QUARANTINE);
@@ -384,7 +389,7 @@ fn quarantine(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, lengt
     let mut written = Ok(());
     segment.file.each_block(offset, segment.length.min(offset.saturating_add(length)), |at, block| {
         // Blocks that were never written are left out; the copy has holes there.
-        if block.iter().any(|byte| *byte != 0) {
+        if !is_zero(block) {
             written = file.write_at(&[block], at - offset);
         }
         written.is_err()
