@@ -30,6 +30,7 @@ pub struct Model {
     /// The facts that may be found: those acknowledged, and those with what is under way, or was refused since.
     possible: Vec<State>,
     clock_ms: u64,
+    staged_any: bool,
     next_name: u64,
 }
 
@@ -55,6 +56,7 @@ impl Driver {
     /// Opens the journal and checks all that was promised.
     pub fn open(&mut self) -> Result<(), Error> {
         self.writer = None;
+        self.model.staged_any = false;
         let opened = super::try_open(Arc::new(self.disk.clone()), Path::new(DIR), self.options)?;
         self.check(&opened);
         self.writer = Some(opened.writer);
@@ -107,11 +109,13 @@ impl Driver {
         self.model.next_name += 1;
         let number = self.writer().stage(draft(name, length));
         self.model.staged.entry(number).or_default().insert(name);
+        self.model.staged_any = true;
     }
 
     pub fn control(&mut self, control: Control) {
         let now = now(self.model.clock_ms);
         self.writer().stage_control(&control, now);
+        self.model.staged_any = true;
         self.model.staged_state.apply(&control);
         self.model.possible.push(self.model.staged_state.clone());
     }
@@ -123,6 +127,7 @@ impl Driver {
         let now = now(self.model.clock_ms);
         self.writer().stage_checkpoint(&after, now);
         self.model.possible.push(after.clone());
+        self.model.staged_any = true;
         self.model.staged_state = after;
     }
 
@@ -133,8 +138,11 @@ impl Driver {
         // The checkpoint of a roll is that of a daemon that has taken in what it staged, or has not yet.
         let state = if now.clock_ms.is_multiple_of(2) { after.clone() } else { self.model.state.clone() };
         let committed = self.writer().commit(now, &mut || state.clone())?;
-        self.model.state = State { clock_ms: now.clock_ms, ..after };
-        self.settle();
+        // A commit of nothing writes nothing, not even over what was refused before.
+        if std::mem::take(&mut self.model.staged_any) {
+            self.model.state = State { clock_ms: now.clock_ms, ..after };
+            self.settle();
+        }
         for number in committed.records {
             let name = *self.model.staged[&number].last().expect("it was staged");
             let before = self.model.acked.insert(number, name);
@@ -146,6 +154,7 @@ impl Driver {
     /// What was staged is forgotten. It may still be found by a start, until a later group took its place on disk.
     pub fn refused(&mut self) {
         self.model.staged_state = self.model.state.clone();
+        self.model.staged_any = false;
     }
 
     pub fn append(&mut self, length: usize) -> Result<(), Error> {
