@@ -239,3 +239,68 @@ fn a_failed_sync_hides_nothing_over_restarts_and_a_power_cut() {
         }
     }
 }
+
+#[test]
+fn a_sync_that_fails_for_want_of_room_is_no_refusal() {
+    // A refusal promises that nothing is on disk; after a failed sync that is not known.
+    let mut traced = Driver::new(SimDisk::new());
+    traced.disk.start_trace();
+    assert_eq!(daemon(&mut traced, true), []);
+    let trace = traced.disk.trace();
+    let syncs = trace.lines().filter(|line| line.contains(" Sync file"));
+    let mut tried = 0;
+    for sync in syncs {
+        let at = sync.split(' ').next().and_then(|number| number.parse().ok()).expect("the number of the call");
+        let mut driver = Driver::new(SimDisk::new());
+        driver.disk.fail(Fault { at, failure: Failure::Full, lasting: false });
+        assert_eq!(daemon(&mut driver, true), [Met::Failed], "{sync}");
+        tried += 1;
+    }
+    assert!(tried > 15);
+}
+
+#[test]
+fn facts_survive_when_the_first_group_of_a_segment_met_a_full_disk() {
+    let jobs = |driver: &mut Driver| -> Result<(), Error> {
+        for length in [9000, 9000, 9000, 14_000, 10] {
+            match driver.append(length) {
+                Err(Error::Full { .. }) => driver.refused(),
+                other => other?,
+            }
+        }
+        let behind = driver.model.acked.keys().last().map_or(0, |last| last + 1);
+        driver.reclaim(behind)
+    };
+    for failure in [Failure::Full, Failure::ShortFull] {
+        for at in 0..40 {
+            let mut driver = Driver::new(SimDisk::new());
+            driver.open().expect("a healthy disk opens");
+            driver.control(spool::Control::BackendAdded { name: "a".into(), start: 1 });
+            driver.commit().expect("a healthy disk takes facts");
+            driver.disk.fail(Fault { at, failure, lasting: false });
+            let _case = Case(Fault { at, failure, lasting: false });
+            if jobs(&mut driver).is_ok() {
+                driver.survives_loss(GONE);
+                driver.survives_loss(Loss::KILL);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_could_not_be_removed_is_counted_and_tried_again() {
+    let mut driver = Driver::new(SimDisk::new());
+    driver.open().expect("a healthy disk opens");
+    for _ in 0..6 {
+        driver.append(9000).expect("a healthy disk takes records");
+    }
+    let shared = driver.writer().shared().clone();
+    let before = shared.segments();
+    driver.disk.fail(Fault { at: 1, failure: Failure::Io, lasting: false });
+    driver.reclaim(7).expect_err("the second removal fails");
+    assert_eq!(shared.segments(), before[1..], "one is gone, the others are still counted");
+    driver.reclaim(7).expect("the disk is well again");
+    assert_eq!(shared.segments().len(), 1);
+    driver.append(10).expect("the journal goes on");
+    driver.survives_loss(GONE);
+}

@@ -67,8 +67,14 @@ impl Run {
                 self.driver.disk.heal();
                 return Ok(());
             }
-            Op::Kill => return Ok(self.crash(Loss::KILL)),
-            Op::PowerCut(loss, seed) => return Ok(self.crash(Loss::each(*seed)[*loss])),
+            Op::Kill => {
+                self.crash(Loss::KILL);
+                return Ok(());
+            }
+            Op::PowerCut(loss, seed) => {
+                self.crash(Loss::each(*seed)[*loss]);
+                return Ok(());
+            }
             _ => {}
         }
         if self.driver.writer.is_none() {

@@ -55,7 +55,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let highest_epoch = found.segments.iter().map(|segment| segment.header.epoch).max().unwrap_or(0);
 
     recovery.clean = found.segments.last().is_none_or(|segment| segment.footer.is_some());
-    let tail = take_tail(&*disk, dir, &mut found.segments)?;
+    let tail = take_tail(&*disk, &mut found.segments)?;
     let doubtful = match &tail {
         Some(tail) => Doubtful::read(&*disk, dir, tail, &mut recovery)?,
         None => Doubtful::default(),
@@ -277,7 +277,7 @@ impl Scan {
 
 /// The segment that was being written when the journal was not closed in order, taken off the list's end, with its
 /// scan. `None` after a clean stop.
-fn take_tail(disk: &dyn Disk, dir: &Path, segments: &mut Vec<Segment>) -> Result<Option<(Segment, Scan)>, Error> {
+fn take_tail(disk: &dyn Disk, segments: &mut Vec<Segment>) -> Result<Option<(Segment, Scan)>, Error> {
     while let Some(last) = segments.pop_if(|segment| segment.footer.is_none()) {
         let scan = last.scan(u64::MAX)?;
         let first_group_whole = match scan.last {
@@ -291,10 +291,10 @@ fn take_tail(disk: &dyn Disk, dir: &Path, segments: &mut Vec<Segment>) -> Result
             return Ok(Some((last, scan)));
         }
         // A segment whose first group was never synced: nobody was told of anything in it. What a recovery was
-        // writing again into it is still where it was, because the segment before is closed only afterwards.
+        // writing again into it is still where it was, because the segment before is closed only afterwards. If it comes
+        // back, it is removed again; the directory is synced with the next segment, before anything else changes.
         let path = &last.file.path;
         disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
-        disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
     }
     Ok(None)
 }
