@@ -444,3 +444,57 @@ fn hostile_lengths_are_refused_without_a_panic() {
         }
     }
 }
+
+/// The checksum of a part at an offset, stamped as the segment's header says.
+fn stamped(bytes: &[u8], offset: usize, part: &[u8]) -> [u8; 4] {
+    let seed = [&bytes[16..32], &(offset as u64).to_le_bytes(), part].concat();
+    crc32c::crc32c(&seed).to_le_bytes()
+}
+
+#[test]
+fn a_purged_record_is_skipped_and_is_no_damage() {
+    let (fixture, groups) = sealed();
+    for whole_mark in [true, false] {
+        // The last record of its group, so that nothing behind it hides what is wrong.
+        let at = groups[3] - BLOCK + 160 + 2 * (64 + 7 + 300_usize).next_multiple_of(8);
+        let dir = fixture.copy();
+        change(&segment_files(dir)[0], |bytes| {
+            assert_eq!(bytes[at + 24..at + 32], 6_u64.to_le_bytes(), "the frame is where this test thinks");
+            bytes[at + 64 + 7..at + 64 + 7 + 300].fill(0);
+            bytes[at + 56..at + 60].copy_from_slice(b"PURG");
+            let crc = stamped(bytes, at, b"PURG");
+            bytes[at + 60..at + 64].copy_from_slice(&crc);
+            bytes[at + 60] ^= u8::from(!whole_mark);
+        });
+        let (records, damage) = drain(&mut open(dir).shared.reader(1));
+        assert!(!numbers(&records).contains(&6) && numbers(&records).contains(&7));
+        let lost: Vec<_> = damage.into_iter().map(|damage| damage.records).collect();
+        assert_eq!(lost, if whole_mark { vec![] } else { vec![6..7] });
+    }
+}
+
+#[test]
+fn a_group_header_inside_a_payload_does_not_lead_astray() {
+    let fixture = Fixture::new(|opened| {
+        commit(&mut opened.writer, 1..2, 10);
+        commit(&mut opened.writer, 2..3, 6000);
+        commit(&mut opened.writer, 3..4, 10);
+        while !commit(&mut opened.writer, 4..5, 9000).rolled {}
+    });
+    let groups = groups(&segment_files(&fixture.whole)[0]);
+    assert_eq!(groups.len(), 5, "the first checkpoint, three records, the end");
+    // The group of record 2 loses its header; in its payload lies what looks like a later group.
+    let (lost, forged) = (groups[2], groups[2] + BLOCK);
+    for (sequence, first, next) in [(1000, 2, 3), (4, 1, 3), (4, 2, u64::MAX), (4, 9, 3), (2, 3, 4)] {
+        let found = read_damaged(&fixture, |bytes| {
+            bytes[lost + 20] ^= 1;
+            bytes.copy_within(groups[3]..groups[3] + 160, forged);
+            for (at, value) in [(8, sequence), (16, first), (24, next)] {
+                bytes[forged + at..forged + at + 8].copy_from_slice(&u64::to_le_bytes(value));
+            }
+            let crc = stamped(bytes, forged, &bytes[forged + 8..forged + 160]);
+            bytes[forged + 4..forged + 8].copy_from_slice(&crc);
+        });
+        assert_eq!(found, [2..3], "sequence {sequence}, records {first}..{next}");
+    }
+}

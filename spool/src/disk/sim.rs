@@ -73,7 +73,8 @@ impl Loss {
 /// What a call answers instead of doing its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The run ends here: the call takes effect in the cache, as far as it has one, and this and every later call fails.
+    /// The run ends here: the call takes effect in the cache, as far as it has one, and this and every later call
+    /// fails.
     Stop,
     /// An I/O error. A sync that fails leaves what it was to write visible, marked clean, and not on disk.
     Io,

@@ -92,8 +92,8 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     Ok(Opened { writer, shared, state, recovery })
 }
 
-/// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and it
-/// can't be seen that it did.
+/// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and
+/// it can't be seen that it did.
 fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     disk.create_dir(dir).map_err(|source| Error::io("create", dir, source))?;
     for (distance, parent) in dir.ancestors().skip(1).enumerate() {
@@ -291,8 +291,8 @@ fn take_tail(disk: &dyn Disk, segments: &mut Vec<Segment>) -> Result<Option<(Seg
             return Ok(Some((last, scan)));
         }
         // A segment whose first group was never synced: nobody was told of anything in it. What a recovery was
-        // writing again into it is still where it was, because the segment before is closed only afterwards. If it comes
-        // back, it is removed again; the directory is synced with the next segment, before anything else changes.
+        // writing again into it is still where it was, because the segment before is closed only afterwards. If it
+        // comes back, it is removed again; the directory is synced with the next segment, before anything else changes.
         let path = &last.file.path;
         disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
     }
