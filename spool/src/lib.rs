@@ -11,7 +11,11 @@
 //! - **Record numbers** are `u64`, dense within a run, never used twice.
 //! - **Synchronous.** No threads, no clock, no randomness, no runtime: time is passed in as [`Now`], the file system
 //!   is reached through [`disk::Disk`] alone.
-//! - **Start-up reads no payload** but that of one last commit group: footers and group headers carry the counts.
+//! - **Start-up reads no payload** but that of one last commit group: footers and group headers carry the counts. After
+//!   a stop that was not in order, the unwritten rest of the last segment is read too.
+//!
+//! With the feature `sim` there is a simulated disk, `disk::sim::SimDisk`, which counts calls, fails them, and loses
+//! what was not synced; this crate's own crash tests run on it.
 //!
 //! Every byte on disk is described in `FORMAT.md` beside this crate.
 //!

@@ -61,11 +61,11 @@ fn a_crash_at_any_call_with_any_loss_loses_nothing_acknowledged() {
 fn a_second_crash_within_the_recovery_loses_nothing_either() {
     const GONE: Loss = Loss::power(Fate::Lost, Fate::Lost, Fate::Lost, 0);
     each_crash(|name, at, driver, first| {
-        // Every fourth call of the start, another one for each first crash, with the ways to end that differ most.
+        // Every other call of the start, the rest after the next first crash, with the ways to end that differ most.
         let disk = driver.disk.crash(first);
         let mut whole = driver.on(disk.crash(Loss::KILL));
         whole.open().expect("a healthy disk opens");
-        for second_at in (at % 4..whole.disk.calls()).step_by(4) {
+        for second_at in (at % 2..whole.disk.calls()).step_by(2) {
             let mut cut = driver.on(disk.crash(Loss::KILL));
             cut.disk.fail(stop_at(second_at));
             cut.open().expect_err("the start is cut off");
@@ -112,4 +112,15 @@ fn the_same_run_makes_the_same_calls() {
     let first = trace();
     assert!(first.lines().count() > 100);
     assert_eq!(first, trace());
+}
+
+#[test]
+fn an_orderly_end_is_still_orderly_after_a_power_cut() {
+    let mut driver = Driver::new(SimDisk::new());
+    common::driver::appends(&mut driver).expect("the workload runs on a healthy disk");
+    for loss in Loss::each(1) {
+        let disk = std::sync::Arc::new(driver.disk.crash(loss));
+        let opened = common::try_open(disk, std::path::Path::new(common::driver::DIR), common::TINY).expect("it opens");
+        assert!(opened.recovery.clean, "{loss:?}: {:?}", opened.recovery);
+    }
 }

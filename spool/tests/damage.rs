@@ -12,6 +12,11 @@ use spool::{Control, Opened, State};
 
 const BLOCK: usize = 4096;
 
+/// A directory on a file system in memory, if there is one: these tests open a journal thousands of times.
+fn memory_dir() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary directory")
+}
+
 struct Fixture {
     _base: tempfile::TempDir,
     whole: PathBuf,
@@ -21,7 +26,7 @@ struct Fixture {
 impl Fixture {
     /// A journal that `fill` made and nobody closed; `work` is where copies of it are damaged.
     fn new(fill: impl FnOnce(&mut Opened)) -> Self {
-        let base = tempfile::tempdir().expect("a temporary directory");
+        let base = memory_dir();
         let (whole, work) = (base.path().join("whole"), base.path().join("work"));
         fs::create_dir(&whole).expect("created");
         let mut opened = open(&whole);
@@ -164,7 +169,7 @@ fn the_numbers_of_a_torn_group_stay_unused_over_restarts() {
 fn a_start_that_was_cut_short_is_begun_again() {
     let fixture = Fixture::new(two_groups);
     // The state behind a whole start, from which the states within it are made.
-    let after = tempfile::tempdir().expect("a temporary directory");
+    let after = memory_dir();
     copy_dir(&fixture.whole, after.path());
     drop(open(after.path()));
     let new_segment = |bytes_of: &dyn Fn(Vec<u8>) -> Vec<u8>| {
@@ -275,7 +280,7 @@ fn damage_in_a_sealed_segment_is_bounded_and_what_lies_behind_is_read() {
     // groups[0] is the first checkpoint's, then three groups of records.
     let group = groups[2];
     let flip = |at: usize| move |bytes: &mut Vec<u8>| bytes[at] ^= 1;
-    let frame = |index: usize| group + 160 + index * (64 + 7 + 305_usize).next_multiple_of(8);
+    let frame = |index: usize| group + 160 + index * (64 + 7 + 300_usize).next_multiple_of(8);
     let probe = fs::read(&segment_files(&fixture.whole)[0]).expect("readable");
     for (index, number) in [4_u64, 5, 6].into_iter().enumerate() {
         let at = frame(index);
@@ -437,5 +442,59 @@ fn hostile_lengths_are_refused_without_a_panic() {
             opened.writer.stage(draft(1, 1));
             opened.writer.commit(now(1), &mut State::default).expect("committed");
         }
+    }
+}
+
+/// The checksum of a part at an offset, stamped as the segment's header says.
+fn stamped(bytes: &[u8], offset: usize, part: &[u8]) -> [u8; 4] {
+    let seed = [&bytes[16..32], &(offset as u64).to_le_bytes(), part].concat();
+    crc32c::crc32c(&seed).to_le_bytes()
+}
+
+#[test]
+fn a_purged_record_is_skipped_and_is_no_damage() {
+    let (fixture, groups) = sealed();
+    for whole_mark in [true, false] {
+        // The last record of its group, so that nothing behind it hides what is wrong.
+        let at = groups[3] - BLOCK + 160 + 2 * (64 + 7 + 300_usize).next_multiple_of(8);
+        let dir = fixture.copy();
+        change(&segment_files(dir)[0], |bytes| {
+            assert_eq!(bytes[at + 24..at + 32], 6_u64.to_le_bytes(), "the frame is where this test thinks");
+            bytes[at + 64 + 7..at + 64 + 7 + 300].fill(0);
+            bytes[at + 56..at + 60].copy_from_slice(b"PURG");
+            let crc = stamped(bytes, at, b"PURG");
+            bytes[at + 60..at + 64].copy_from_slice(&crc);
+            bytes[at + 60] ^= u8::from(!whole_mark);
+        });
+        let (records, damage) = drain(&mut open(dir).shared.reader(1));
+        assert!(!numbers(&records).contains(&6) && numbers(&records).contains(&7));
+        let lost: Vec<_> = damage.into_iter().map(|damage| damage.records).collect();
+        assert_eq!(lost, if whole_mark { vec![] } else { vec![6..7] });
+    }
+}
+
+#[test]
+fn a_group_header_inside_a_payload_does_not_lead_astray() {
+    let fixture = Fixture::new(|opened| {
+        commit(&mut opened.writer, 1..2, 10);
+        commit(&mut opened.writer, 2..3, 6000);
+        commit(&mut opened.writer, 3..4, 10);
+        while !commit(&mut opened.writer, 4..5, 9000).rolled {}
+    });
+    let groups = groups(&segment_files(&fixture.whole)[0]);
+    assert_eq!(groups.len(), 5, "the first checkpoint, three records, the end");
+    // The group of record 2 loses its header; in its payload lies what looks like a later group.
+    let (lost, forged) = (groups[2], groups[2] + BLOCK);
+    for (sequence, first, next) in [(1000, 2, 3), (4, 1, 3), (4, 2, u64::MAX), (4, 9, 3), (2, 3, 4)] {
+        let found = read_damaged(&fixture, |bytes| {
+            bytes[lost + 20] ^= 1;
+            bytes.copy_within(groups[3]..groups[3] + 160, forged);
+            for (at, value) in [(8, sequence), (16, first), (24, next)] {
+                bytes[forged + at..forged + at + 8].copy_from_slice(&u64::to_le_bytes(value));
+            }
+            let crc = stamped(bytes, forged, &bytes[forged + 8..forged + 160]);
+            bytes[forged + 4..forged + 8].copy_from_slice(&crc);
+        });
+        assert_eq!(found, [2..3], "sequence {sequence}, records {first}..{next}");
     }
 }

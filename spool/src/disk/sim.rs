@@ -73,7 +73,8 @@ impl Loss {
 /// What a call answers instead of doing its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The run ends here: the call takes effect in the cache, as far as it has one, and this and every later call fails.
+    /// The run ends here: the call takes effect in the cache, as far as it has one, and this and every later call
+    /// fails.
     Stop,
     /// An I/O error. A sync that fails leaves what it was to write visible, marked clean, and not on disk.
     Io,
@@ -292,7 +293,7 @@ impl Change {
 
 impl Inode {
     fn flush(&mut self) {
-        self.disk.resize(self.seen.len(), 0);
+        resize(&mut self.disk, self.seen.len());
         for sector in std::mem::take(&mut self.dirty) {
             self.flush_sector(sector);
         }
@@ -322,15 +323,15 @@ impl Inode {
             self.dirty.extend(length / SECTOR..self.seen.len().div_ceil(SECTOR));
         }
         self.length_dirty |= length != self.seen.len();
-        self.seen.resize(length, 0);
+        resize(&mut self.seen, length);
     }
 
     /// What is on disk after a power cut; `torn` is how much of the last write got there.
     fn settle(&mut self, loss: Loss, coins: &mut Coins, torn: Option<(usize, usize)>) {
-        let old = self.disk.clone();
+        let old = self.disk.len();
         let keep_length = !self.length_dirty || loss.lengths != Fate::Lost && coins.keeps(loss.lengths);
-        let length = if keep_length && self.length_dirty { self.seen.len() } else { old.len() };
-        self.disk.resize(length.max(old.len()), 0);
+        let length = if keep_length && self.length_dirty { self.seen.len() } else { old };
+        resize(&mut self.disk, length.max(old));
         let mut decided = BTreeMap::new();
         for sector in std::mem::take(&mut self.dirty) {
             let kept = match loss.data {
@@ -348,6 +349,17 @@ impl Inode {
         self.disk.truncate(length);
         self.length_dirty = false;
         self.seen.clone_from(&self.disk);
+    }
+}
+
+/// As `Vec::resize` with zeros, but fast also without optimization: this is called very often.
+fn resize(bytes: &mut Vec<u8>, length: usize) {
+    if length > bytes.len() {
+        let mut longer = vec![0; length];
+        longer[..bytes.len()].copy_from_slice(bytes);
+        *bytes = longer;
+    } else {
+        bytes.truncate(length);
     }
 }
 

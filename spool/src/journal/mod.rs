@@ -69,7 +69,10 @@ pub struct Opened {
 impl Journal {
     /// Opens the journal in `dir`, recovers what is in it, and begins a new segment.
     ///
-    /// The caller holds a lock on the directory: two writers would destroy it.
+    /// The caller holds a lock on the directory: two writers would destroy it. `wall_ns` also makes the epoch of this
+    /// run, see `FORMAT.md`.
+    ///
+    /// All directories above `dir` are synced, because a start that was killed may have created any of them.
     ///
     /// # Errors
     /// [`Error::Newer`] for a newer format (nothing is touched), [`Error::Full`] or [`Error::Io`] of the file system.

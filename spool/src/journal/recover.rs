@@ -16,7 +16,7 @@ use crate::disk::Disk;
 use crate::envelope::Kind;
 use crate::frame::{self, Record};
 use crate::group::Group;
-use crate::segment::{self, BLOCK, BadHeader, Ends, Footer, Header, Stamp};
+use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
 use crate::{Error, Now};
 
@@ -55,7 +55,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let highest_epoch = found.segments.iter().map(|segment| segment.header.epoch).max().unwrap_or(0);
 
     recovery.clean = found.segments.last().is_none_or(|segment| segment.footer.is_some());
-    let tail = take_tail(&*disk, dir, &mut found.segments)?;
+    let tail = take_tail(&*disk, &mut found.segments)?;
     let doubtful = match &tail {
         Some(tail) => Doubtful::read(&*disk, dir, tail, &mut recovery)?,
         None => Doubtful::default(),
@@ -92,8 +92,8 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     Ok(Opened { writer, shared, state, recovery })
 }
 
-/// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and it
-/// can't be seen that it did.
+/// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and
+/// it can't be seen that it did.
 fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     disk.create_dir(dir).map_err(|source| Error::io("create", dir, source))?;
     for (distance, parent) in dir.ancestors().skip(1).enumerate() {
@@ -222,7 +222,7 @@ impl Segment {
     fn is_written_at(&self, offset: u64) -> Result<bool, Error> {
         let mut written = false;
         self.file.each_block(offset, self.length.min(offset.saturating_add(BLOCK)), |_, block| {
-            written = block.iter().any(|byte| *byte != 0) && !Footer::begins(block);
+            written = !is_zero(block) && !Footer::begins(block);
             true
         })?;
         Ok(written)
@@ -277,7 +277,7 @@ impl Scan {
 
 /// The segment that was being written when the journal was not closed in order, taken off the list's end, with its
 /// scan. `None` after a clean stop.
-fn take_tail(disk: &dyn Disk, dir: &Path, segments: &mut Vec<Segment>) -> Result<Option<(Segment, Scan)>, Error> {
+fn take_tail(disk: &dyn Disk, segments: &mut Vec<Segment>) -> Result<Option<(Segment, Scan)>, Error> {
     while let Some(last) = segments.pop_if(|segment| segment.footer.is_none()) {
         let scan = last.scan(u64::MAX)?;
         let first_group_whole = match scan.last {
@@ -291,10 +291,10 @@ fn take_tail(disk: &dyn Disk, dir: &Path, segments: &mut Vec<Segment>) -> Result
             return Ok(Some((last, scan)));
         }
         // A segment whose first group was never synced: nobody was told of anything in it. What a recovery was
-        // writing again into it is still where it was, because the segment before is closed only afterwards.
+        // writing again into it is still where it was, because the segment before is closed only afterwards. If it
+        // comes back, it is removed again; the directory is synced with the next segment, before anything else changes.
         let path = &last.file.path;
         disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
-        disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
     }
     Ok(None)
 }
@@ -369,6 +369,11 @@ impl Doubtful {
     }
 }
 
+fn is_zero(block: &[u8]) -> bool {
+    static ZEROS: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+    ZEROS.starts_with(block)
+}
+
 /// Copies a torn group of `length` bytes at most, as it lies there, to where it is out of the way.
 fn quarantine(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length: u64) -> Result<PathBuf, Error> {
     let into = dir.join(QUARANTINE);
@@ -384,7 +389,7 @@ fn quarantine(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, lengt
     let mut written = Ok(());
     segment.file.each_block(offset, segment.length.min(offset.saturating_add(length)), |at, block| {
         // Blocks that were never written are left out; the copy has holes there.
-        if block.iter().any(|byte| *byte != 0) {
+        if !is_zero(block) {
             written = file.write_at(&[block], at - offset);
         }
         written.is_err()

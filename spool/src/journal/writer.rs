@@ -342,7 +342,12 @@ impl Active {
         }
         parts.push(padding(group::HEAD as u64 + group.length, BLOCK));
         let path = self.path(shared);
-        self.file.write_at(&parts, offset).map_err(|source| Error::io("write", &path, source))?;
+        if let Err(source) = self.file.write_at(&parts, offset) {
+            // After a full disk this group is refused: a start should not find half of it. That is no promise, because
+            // it is not synced; the next group goes over it.
+            let _ = self.file.write_at(&[&PADDING], offset);
+            return Err(Error::io("write", &path, source));
+        }
         self.file.sync_data().map_err(|source| Error::sync(&path, source))
     }
 

@@ -25,9 +25,12 @@ pub struct Model {
     reclaimed: u64,
     /// All controls that were acknowledged, folded.
     pub state: State,
-    /// The facts that may be found: those acknowledged, and those with what is under way.
+    /// With what is staged folded in too.
+    staged_state: State,
+    /// The facts that may be found: those acknowledged, and those with what is under way, or was refused since.
     possible: Vec<State>,
     clock_ms: u64,
+    staged_any: bool,
     next_name: u64,
 }
 
@@ -53,6 +56,7 @@ impl Driver {
     /// Opens the journal and checks all that was promised.
     pub fn open(&mut self) -> Result<(), Error> {
         self.writer = None;
+        self.model.staged_any = false;
         let opened = super::try_open(Arc::new(self.disk.clone()), Path::new(DIR), self.options)?;
         self.check(&opened);
         self.writer = Some(opened.writer);
@@ -92,6 +96,7 @@ impl Driver {
     }
 
     fn settle(&mut self) {
+        self.model.staged_state = self.model.state.clone();
         self.model.possible = vec![self.model.state.clone()];
     }
 
@@ -104,34 +109,40 @@ impl Driver {
         self.model.next_name += 1;
         let number = self.writer().stage(draft(name, length));
         self.model.staged.entry(number).or_default().insert(name);
+        self.model.staged_any = true;
     }
 
     pub fn control(&mut self, control: Control) {
         let now = now(self.model.clock_ms);
         self.writer().stage_control(&control, now);
-        let mut after = self.model.possible.last().expect("never empty").clone();
-        after.apply(&control);
-        self.model.possible.push(after);
+        self.model.staged_any = true;
+        self.model.staged_state.apply(&control);
+        self.model.possible.push(self.model.staged_state.clone());
     }
 
     /// A checkpoint in which every backend has come to `place`.
     pub fn places(&mut self, place: u64) {
-        let mut after = self.model.possible.last().expect("never empty").clone();
+        let mut after = self.model.staged_state.clone();
         after.accounts.values_mut().for_each(|account: &mut Account| account.place = place);
         let now = now(self.model.clock_ms);
         self.writer().stage_checkpoint(&after, now);
-        self.model.possible.push(after);
+        self.model.possible.push(after.clone());
+        self.model.staged_any = true;
+        self.model.staged_state = after;
     }
 
     pub fn commit(&mut self) -> Result<(), Error> {
         self.model.clock_ms += 1;
         let now = now(self.model.clock_ms);
-        let after = self.model.possible.last().expect("never empty").clone();
+        let after = self.model.staged_state.clone();
         // The checkpoint of a roll is that of a daemon that has taken in what it staged, or has not yet.
         let state = if now.clock_ms.is_multiple_of(2) { after.clone() } else { self.model.state.clone() };
         let committed = self.writer().commit(now, &mut || state.clone())?;
-        self.model.state = State { clock_ms: now.clock_ms, ..after };
-        self.settle();
+        // A commit of nothing writes nothing, not even over what was refused before.
+        if std::mem::take(&mut self.model.staged_any) {
+            self.model.state = State { clock_ms: now.clock_ms, ..after };
+            self.settle();
+        }
         for number in committed.records {
             let name = *self.model.staged[&number].last().expect("it was staged");
             let before = self.model.acked.insert(number, name);
@@ -140,10 +151,10 @@ impl Driver {
         Ok(())
     }
 
-    /// What was refused may still be found by a start, until a later group took its place on disk.
+    /// What was staged is forgotten. It may still be found by a start, until a later group took its place on disk.
     pub fn refused(&mut self) {
-        assert!(self.model.possible.len() <= 2, "one fact a group keeps this model simple");
-        self.model.possible.truncate(2);
+        self.model.staged_state = self.model.state.clone();
+        self.model.staged_any = false;
     }
 
     pub fn append(&mut self, length: usize) -> Result<(), Error> {
@@ -189,6 +200,15 @@ impl Driver {
     /// As [`Driver::survives`], after this loss, with nothing changed here.
     pub fn survives_loss(&self, loss: Loss) {
         self.on(self.disk.crash(loss)).survives();
+    }
+}
+
+impl Driver {
+    /// As [`Driver::survives_loss`] by a kill, on a disk that has room.
+    pub fn survives_loss_without_limit(&self) {
+        let disk = self.disk.crash(Loss::KILL);
+        disk.limit(None);
+        self.on(disk).survives();
     }
 }
 
