@@ -19,6 +19,6 @@ impl Run {
         if loaded.config.backends.is_empty() {
             tracing::warn!("no backend is configured: records wait on disk until there is one");
         }
-        daemon::run(loaded, RunOptions::default())
+        daemon::run(loaded, RunOptions { overrides: overrides.clone(), environment: environment.clone() })
     }
 }
