@@ -5,7 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod exit;
+pub mod intake;
 pub mod log;
 pub mod otlp;
-pub mod intake;
 pub mod status;
