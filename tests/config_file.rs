@@ -313,6 +313,14 @@ fn secrets_in_wrong_places_are_not_repeated() {
             .variable("S", "s3cret")
             .mistakes();
     assert_eq!(expanded.len(), 3);
+    let misplaced = Fixture::new(
+        "[[backend]]\nname = \"b\"\nkind = \"mlflow\"\nendpoint = \"http://h\"\ntoken_file = \"${env:S}\"\n\
+         [[backend]]\nname = \"${env:S}\"\nkind = \"file\"\npath = \"/x\"",
+    )
+    .variable("S", "s3cret")
+    .mistakes();
+    assert_eq!(misplaced.len(), 2);
+    assert!(!misplaced.concat().contains("s3cret"), "{misplaced:?}");
     assert!(!expanded.concat().contains("s3cret"), "{expanded:?}");
 }
 
@@ -320,7 +328,7 @@ fn secrets_in_wrong_places_are_not_repeated() {
 fn references_are_replaced_and_hidden() {
     let fixture = Fixture::new(
         "state_dir = \"${env:BASE}/state\"\n[[backend]]\nname = \"b\"\nkind = \"otlp_http\"\n\
-         endpoint = \"https://h/${file:key}\"\nheaders = { a = \"open\" }",
+         endpoint = \"https://h/${file:key}\"\nheaders = { A = \"open\" }",
     )
     .variable("BASE", "/base")
     .file("key", "k3y\n");
@@ -329,6 +337,8 @@ fn references_are_replaced_and_hidden() {
     let remote = loaded.config.backends[0].target.remote().expect("a server");
     assert_eq!(remote.endpoint.as_str(), "https://h/k3y/v1/traces");
     let page = effective(&loaded);
+    let header = page.lines().find(|line| line.starts_with("headers.a = ")).expect("the header");
+    assert!(header.ends_with("tracespool.toml:6"), "{header}");
     assert!(!page.contains("k3y") && !page.contains("/base") && !page.contains("open"), "{page}");
     assert_eq!(loaded.place(&loaded.config.backends[0]), "***");
     let missing = Fixture::new("state_dir = \"${env:BASE}\"").mistakes();

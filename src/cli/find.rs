@@ -108,7 +108,7 @@ fn candidates(overrides: &Overrides, environment: &Environment) -> Result<Vec<Do
 }
 
 /// Says who may open a socket that we may not. A directory above it may be what is closed.
-fn not_permitted(path: &Path) -> Failure {
+pub(super) fn not_permitted(path: &Path) -> Failure {
     let closed = path.ancestors().find_map(|at| Some((at, at.metadata().ok()?)));
     let Some((at, metadata)) = closed else {
         return Failure::new(Exit::NotPermitted, format!("this user may not open {}", path.display()));

@@ -113,7 +113,7 @@ fn backend(page: &mut String, backend: &Backend, now: SystemTime) -> std::fmt::R
         ("rejected", backend.rejected.spans),
         ("discarded", backend.discarded.total()),
         ("damaged", backend.damaged),
-        ("not for it", backend.not_applicable),
+        ("inapplicable", backend.not_applicable),
     ] {
         if spans > 0 {
             row(page, label, format_args!("{}", counted(spans, "span")))?;

@@ -44,9 +44,10 @@ impl Send {
         let found = find(Socket::Spool, overrides, environment)?;
         block_on(async {
             let mut door = Door { client: Client::new(found.path.clone()), found: &found, timeout: self.timeout };
-            // Counted before anything is sent, so that what goes wrong with it shows as a difference.
+            // Counted before anything is sent, so that what goes wrong with it shows as a difference; and who may not
+            // look at the backlog learns it before a second try would send everything twice.
             let before = match self.wait {
-                Some(_) => Some(super::status::fetch(&found.doors.admin).await),
+                Some(_) => Some(super::status::fetch(&found.doors.admin).await?),
                 None => None,
             };
             if self.test {
@@ -55,7 +56,7 @@ impl Send {
                 self.send_files(&mut door).await?;
             }
             match (self.wait, before) {
-                (Some(limit), Some(before)) => wait(limit, &before?, &found).await,
+                (Some(limit), Some(before)) => wait(limit, &before, &found).await,
                 _ => Ok(()),
             }
         })

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 
 use super::client::{Client, block_on, within};
-use super::find::{Found, NotFound, Socket, find};
+use super::find::{Found, NotFound, Socket, find, not_permitted};
 use super::{offline, page};
 use crate::config::{Environment, Overrides};
 use crate::exit::{Exit, Failure, Outcome};
@@ -70,6 +70,10 @@ fn read(body: &str, path: &Path) -> Result<crate::status::Status, Failure> {
 async fn fetch_text(path: &Path) -> Result<String, Failure> {
     let unavailable =
         |reason: String| Failure::new(Exit::Unavailable, format!("asking the daemon at {}: {reason}", path.display()));
+    let closed = |error: std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    if std::os::unix::net::UnixStream::connect(path).is_err_and(closed) {
+        return Err(not_permitted(path));
+    }
     let mut client = Client::new(path.to_owned());
     let answer = within(PATIENCE, client.get("/status")).await.map_err(unavailable)?;
     if !answer.status.is_success() {

@@ -155,7 +155,7 @@ pub(super) fn parse(path: &Path, text: &str, environment: &Environment) -> (Conf
             message: format!("this is not TOML: {}", error.message()),
         };
         let mut findings: Vec<_> = errors.iter().map(finding).collect();
-        findings.sort_by_key(|finding| place_of(finding));
+        findings.sort_by_key(place_of);
         // What follows on the same line is only the echo of the first.
         findings.dedup_by_key(|finding| place_of(finding).0);
         return (Config::default(), findings);

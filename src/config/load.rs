@@ -8,8 +8,8 @@ use super::paths::{self, Places};
 use super::section::{At, Found};
 use super::settle::Settle;
 use super::{
-    Admin, Backend, Config, DeadLetters, Delivery, Environment, FileTarget, Finding, Log, LogFormat, Mistakes, Origin,
-    Origins, Receive, Socket, Spool, StartAt, Target, address, file, mlflow_variables, otel_variables, remote,
+    Admin, Backend, Config, DeadLetters, Delivery, Environment, Finding, Log, LogFormat, Mistakes, Origin, Origins,
+    Receive, Socket, Spool, Target, backends, file,
 };
 
 const KIB: u64 = 1 << 10;
@@ -188,7 +188,7 @@ fn build(written: file::Config, overrides: &Overrides, places: &Places, settle: 
     };
     let delivery = build_delivery(delivery, &default_delivery(), settle);
     let log = build_log(log, settle);
-    let backends = build_backends(backends, &delivery, &receive, &doors, listen_at.as_ref(), settle);
+    let backends = backends::build(backends, &delivery, &receive, &doors, listen_at.as_ref(), settle);
     Config { state_dir: doors.state_dir, receive, spool, dead_letters, backends, admin, log }
 }
 
@@ -384,7 +384,7 @@ fn default_delivery() -> Delivery {
     }
 }
 
-fn build_delivery(written: file::Delivery, default: &Delivery, settle: &mut Settle<'_>) -> Delivery {
+pub(super) fn build_delivery(written: file::Delivery, default: &Delivery, settle: &mut Settle<'_>) -> Delivery {
     let ms = Duration::from_millis;
     let hour = Duration::from_secs(3_600);
     let initial_at = written.backoff_initial.as_ref().map(|found| found.at.clone());
@@ -425,100 +425,6 @@ fn build_log(written: file::Log, settle: &mut Settle<'_>) -> Log {
         }
     }
     Log { level, format: settle.or(written.format, LogFormat::Auto) }
-}
-
-fn build_backends(
-    written: Vec<file::Backend>,
-    delivery: &Delivery,
-    receive: &Receive,
-    doors: &Doors,
-    listen_at: Option<&At>,
-    settle: &mut Settle<'_>,
-) -> Vec<Backend> {
-    if written.is_empty() {
-        return unwritten_backends(delivery, receive, doors, settle);
-    }
-    let names = written.iter().filter_map(|backend| backend.name.clone());
-    let names: Vec<_> = names.map(|name| (name.value, name.at, "in this file")).collect();
-    settle.unique(names, "is the name of another backend");
-    let paths = written.iter().filter_map(|backend| {
-        let name = backend.name.as_ref().map_or_else(|| backend.at.key.clone(), |name| name.value.clone());
-        backend.path.clone().map(|path| (normal(&path.value), path.at, name))
-    });
-    let paths: Vec<_> = paths.collect();
-    settle.unique(paths, "is also written by the backend");
-    let mut backends = Vec::new();
-    for mut backend in written {
-        let endpoint_at = backend.traces_endpoint.as_ref().or(backend.endpoint.as_ref()).map(|found| found.at.clone());
-        let own = std::mem::take(&mut backend.delivery);
-        let delivery = build_delivery(own, delivery, settle);
-        let Some((name, target, start_at)) = remote::from_file(backend, settle) else { continue };
-        if let (Some(remote), Some(at)) = (target.remote(), &endpoint_at)
-            && address::is_our_own(&remote.endpoint, &receive.listen, &receive.socket.path)
-        {
-            let place = match listen_at.map(|at| &at.origin) {
-                Some(Origin::File { line, .. }) => format!(" (receive.listen, line {line})"),
-                _ => String::new(),
-            };
-            settle
-                .mistake(at, format!("is one of this daemon's own listeners{place}: traces would go round in a loop"));
-        }
-        backends.push(Backend { name, target, delivery, start_at });
-    }
-    backends
-}
-
-/// The backends when the file names none: those of the variables, else for an ordinary user a file, so that traces
-/// are seen somewhere at once. A service without a backend keeps what it gets until there is one.
-fn unwritten_backends(delivery: &Delivery, receive: &Receive, doors: &Doors, settle: &mut Settle<'_>) -> Vec<Backend> {
-    let mut backends = Vec::new();
-    let named = [("otlp", otel_variables::target(settle)), ("mlflow", mlflow_variables::target(settle))];
-    for (name, found) in named {
-        let Some((variable, target)) = found else { continue };
-        if let Some(remote) = target.remote()
-            && address::is_our_own(&remote.endpoint, &receive.listen, &receive.socket.path)
-        {
-            settle.variable_warning(
-                variable,
-                "is ignored: the address is one of this daemon's own listeners, so it is meant for the apps",
-            );
-            continue;
-        }
-        backends.push(Backend { name: name.into(), target, delivery: delivery.clone(), start_at: StartAt::default() });
-    }
-    if backends.is_empty() && !settle.environment.is_service() {
-        let target = FileTarget {
-            path: {
-                let hidden = settle.origins.of("state_dir").hidden;
-                settle.origins.set("backend.file.path", Origin::Default, hidden);
-                doors.state_dir.join("traces.jsonl")
-            },
-            rotate_bytes: remote::ROTATE_BYTES,
-            rotate_files: remote::ROTATE_FILES,
-        };
-        backends.push(Backend {
-            name: "file".into(),
-            target: Target::File(target),
-            delivery: delivery.clone(),
-            start_at: StartAt::default(),
-        });
-    }
-    backends
-}
-
-/// A path without `.` and `..`, as far as that can be told without looking at the disk.
-fn normal(path: &Path) -> PathBuf {
-    let mut out = PathBuf::new();
-    for part in path.components() {
-        match part {
-            std::path::Component::CurDir => {}
-            std::path::Component::ParentDir => {
-                out.pop();
-            }
-            part => out.push(part),
-        }
-    }
-    out
 }
 
 fn unwritten(key: &str) -> At {

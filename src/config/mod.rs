@@ -4,6 +4,7 @@
 //! [`Config`], reporting every mistake at once with file, line and key. Nothing below `main` reads the environment.
 
 mod address;
+mod backends;
 mod effective;
 mod environment;
 mod expand;

@@ -59,6 +59,10 @@ pub(super) fn is_good_name(text: &str) -> bool {
 }
 
 fn check_name(name: Found<String>, settle: &mut Settle<'_>) -> Option<String> {
+    if name.at.hidden {
+        settle.mistake(&name.at, "must be written out: it is the key of what this backend still has to get");
+        return None;
+    }
     if !is_good_name(&name.value) {
         settle.mistake(
             &name.at,
@@ -183,8 +187,9 @@ fn headers(written: Vec<(String, Found<String>)>, settle: &mut Settle<'_>) -> Ve
         } else if headers.iter().any(|(other, _)| *other == name) {
             settle.mistake(&found.at, "is written twice; names of headers are the same in small and capital letters");
         }
-        // The value of any header may be a key.
-        settle.origins.set(found.at.key, found.at.origin, true);
+        // The value of any header may be a key. Names are the same in small and capital letters.
+        let section = found.at.key.rsplit_once(".headers.").map_or("", |(section, _)| section);
+        settle.origins.set(format!("{section}.headers.{name}"), found.at.origin, true);
         headers.push((name, Secret::new(found.value)));
     }
     headers

@@ -160,6 +160,11 @@ impl<'d, 'i> Section<'d, 'i> {
             });
         match located {
             Ok(path) => Some(found.map(|_| path)),
+            // Somebody may have put the secret itself where the name of its file belongs.
+            Err(_) if found.at.hidden => {
+                self.mistake(&found.at, "does not name a file that can be read");
+                None
+            }
             Err(reason) => {
                 self.mistake(&found.at, reason);
                 None
