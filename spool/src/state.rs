@@ -479,7 +479,7 @@ mod tests {
         account.finish(14..16);
         assert_eq!((account.place, account.finished.clone()), (10, vec![12..13, 14..16]));
         account.finish(13..14);
-        assert_eq!((account.place, account.finished.clone()), (10, vec![12..16]));
+        assert_eq!((account.place, account.finished.as_slice()), (10, std::slice::from_ref(&(12..16))));
         account.finish(10..12);
         assert_eq!((account.place, account.finished.clone()), (16, vec![]));
         account.finish(3..9);

@@ -103,8 +103,12 @@ impl Mlflow {
         let requests = batch.requests.clone();
         let io = |error: std::io::Error| Outcome::retry(Failure::new("io", error.to_string()));
         // De-duplication and typed values need the spans decoded, which takes a while for a full batch.
-        let prepare = move || Bytes::from(otlp::mlflow::prepare(requests.iter().map(|request| &request[..])));
-        let prepared = encode::blocking(prepare).await.map_err(io)?;
+        let prepare = move || otlp::mlflow::prepare(requests.iter().map(|request| &request[..]));
+        let prepared = encode::blocking(prepare).await.map_err(io)?.map_err(|error| Outcome::Refused {
+            failure: Failure::new("undecodable", error.to_string()),
+            doubtful: false,
+        })?;
+        let prepared = Bytes::from(prepared);
         if prepared.is_empty() && batch.spans == 0 {
             // The server answers 400 to a request without spans, where OTLP wants a success.
             return Ok(Outcome::delivered());

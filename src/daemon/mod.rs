@@ -292,7 +292,10 @@ fn start_committer(committer: Committer) -> Result<oneshot::Receiver<Result<Writ
     let runtime = tokio::runtime::Handle::current();
     std::thread::Builder::new()
         .name("committer".to_owned())
-        .spawn(move || ended.send(committer.run(&runtime)))
+        .spawn(move || {
+            // Nobody waits any more when the daemon ends for another reason.
+            let _ = ended.send(committer.run(&runtime));
+        })
         .map_err(|source| Fatal::System { operation: "start the committer's thread", source })?;
     Ok(end)
 }

@@ -196,7 +196,8 @@ mod tests {
     use super::*;
 
     fn state(attempts: u64) -> State {
-        let account = Account { place: 7, finished: vec![9..12], attempts, ..Account::from_record(1) };
+        let finished = vec![9..12, 14..15];
+        let account = Account { place: 7, finished, attempts, ..Account::from_record(1) };
         State { accounts: [("a".to_owned(), account)].into(), ..State::default() }
     }
 

@@ -409,7 +409,7 @@ mod tests {
         let plain = attribute("k", string("40"));
         let event = Event { attributes: vec![plain.clone()], ..Event::default() };
         let span = |attributes: &[&KeyValue]| Span {
-            events: vec![event.clone()],
+            events: vec!std::slice::from_ref(&event),
             ..child(1, attributes.iter().map(|attribute| (*attribute).clone()).collect())
         };
         let id = attribute(REQUEST_ID, string("\"tr-01\""));
@@ -423,7 +423,7 @@ mod tests {
             let span = spans(&prepared)[0];
             let [.., k, kept_tag] = span.attributes.as_slice() else { panic!("attributes") };
             assert_eq!((k, kept_tag), (&attribute("k", Value::IntValue(40)), &tag));
-            assert_eq!(span.events, [event.clone()]);
+            assert_eq!(span.events, std::slice::from_ref(&event));
         }
     }
 
