@@ -409,7 +409,7 @@ mod tests {
         let plain = attribute("k", string("40"));
         let event = Event { attributes: vec![plain.clone()], ..Event::default() };
         let span = |attributes: &[&KeyValue]| Span {
-            events: vec!std::slice::from_ref(&event),
+            events: vec![event.clone()],
             ..child(1, attributes.iter().map(|attribute| (*attribute).clone()).collect())
         };
         let id = attribute(REQUEST_ID, string("\"tr-01\""));
