@@ -57,8 +57,8 @@ pub use envelope::{Aside, Door, Envelope, Kind, Reason, SourceRange};
 pub use error::Error;
 pub use frame::Record;
 pub use journal::{
-    Committed, Damage, Draft, Journal, Keep, Opened, Options, Reader, Reclaimed, Recovery, SegmentInfo, Shared, Step,
-    Torn, Writer,
+    Committed, Damage, Draft, Inspected, Journal, Keep, Opened, Options, Reader, Reclaimed, Recovery, SegmentInfo,
+    Shared, Step, Torn, Writer,
 };
 pub use segment::Stream;
 pub use state::{Account, Control, Discarded, Received, State};

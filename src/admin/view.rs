@@ -1,6 +1,8 @@
 //! What `status` shows, put together from the books and the journal.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
@@ -10,7 +12,6 @@ use spool::{Shared, Step, Tally};
 
 use crate::accounts::{Accounts, Book, LaneState};
 use crate::clock::wall_time;
-use crate::config::Config;
 use crate::receive;
 use crate::status::{
     Backend, BackendState, Backlog, DeadLetters, Discarded, Kept, LastError, Received, Refused, Rejected, Spool, State,
@@ -19,8 +20,14 @@ use crate::status::{
 
 /// Everything that `status` looks at.
 pub struct View {
-    /// Kinds and limits.
-    pub config: Config,
+    /// The backends of the configuration with their kinds.
+    pub kinds: BTreeMap<String, &'static str>,
+    /// `spool.max_bytes`.
+    pub max_bytes: u64,
+    /// `dead_letters.max_bytes`.
+    pub dead_letters_max_bytes: u64,
+    /// Where everything lies.
+    pub state_dir: PathBuf,
     /// The TCP addresses that were really taken.
     pub addresses: Vec<SocketAddr>,
     /// When the daemon started.
@@ -95,9 +102,9 @@ impl View {
             traces: waiting.traces,
             spans: waiting.spans,
             bytes: self.journal.file_bytes() + (self.other_bytes)(),
-            max_bytes: self.config.spool.max_bytes,
+            max_bytes: self.max_bytes,
             oldest_at: if waiting.records == 0 { None } else { lowest.map_or(first, |place| self.received_at(place)) },
-            disk_free_bytes: self.disk.free_bytes(&self.config.state_dir).unwrap_or(0),
+            disk_free_bytes: self.disk.free_bytes(&self.state_dir).unwrap_or(0),
             seconds_until_full: None,
             kept: Kept {
                 records: kept.records,
@@ -107,7 +114,7 @@ impl View {
             dead_letters: DeadLetters {
                 records: dead.records,
                 bytes: dead.bytes,
-                max_bytes: self.config.dead_letters.max_bytes,
+                max_bytes: self.dead_letters_max_bytes,
                 oldest_at: None,
             },
             damage: crate::status::Damage::default(),
@@ -116,13 +123,12 @@ impl View {
 
     fn backend(&self, book: &Book) -> Backend {
         let Book { account, waiting, lane, .. } = book;
-        let configured = self.config.backends.iter().find(|backend| backend.name == book.name);
         let lane_status = lane.as_ref();
         let volume = |tally: Tally| Volume { records: tally.records, spans: tally.units, bytes: tally.bytes };
         let discarded = account.discarded;
         Backend {
             name: book.name.clone(),
-            kind: configured.map_or_else(String::new, |backend| backend.target.kind().to_owned()),
+            kind: self.kinds.get(&book.name).copied().unwrap_or_default().to_owned(),
             state: lane_status.map_or(BackendState::Removed, |lane| shown(lane.state)),
             owed: book.owed,
             backlog: Backlog {

@@ -8,7 +8,7 @@ use clap::Args;
 use super::client::{Client, block_on, within};
 use super::find::{Found, NotFound, Socket, find, not_permitted};
 use super::{offline, page};
-use crate::config::{Environment, Overrides};
+use crate::config::{self, Environment, Overrides};
 use crate::exit::{Exit, Failure, Outcome};
 
 /// A daemon that is well answers in milliseconds.
@@ -26,7 +26,10 @@ impl Status {
         match find(Socket::Admin, overrides, environment) {
             Ok(found) => self.online(&found),
             Err(NotFound::NoDaemon { candidates, socket }) => {
-                let down = candidates.iter().find_map(|doors| Some((doors, offline::status(&doors.state_dir)?)));
+                let config = config::load(overrides, environment).ok().map(|loaded| loaded.config);
+                let down = candidates
+                    .iter()
+                    .find_map(|doors| Some((doors, offline::status(&doors.state_dir, config.as_ref())?)));
                 let failure = Failure::from(NotFound::NoDaemon { candidates: candidates.clone(), socket });
                 if let Some((doors, status)) = down {
                     let text = if self.json {

@@ -2,8 +2,10 @@
 
 mod books;
 pub mod notify;
+pub mod offline;
 pub mod state_dir;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,7 +24,7 @@ use crate::backend::{self, Backend};
 use crate::clock::{Clock, wall_ns};
 use crate::config::{Config, Loaded};
 use crate::deliver::{Lane, LaneParts, Side};
-use crate::intake::{Committer, Intake, Limits};
+use crate::intake::{Committer, CommitterParts, Intake, Limits};
 use crate::ledger::{self, Ledger};
 use crate::receive::{self, Budget, Doors, Received, Reception};
 use notify::Notify;
@@ -148,7 +150,7 @@ impl Built {
         let (jobs, waiting) = mpsc::channel(JOBS);
         let (durable, grown) = watch::channel(journal.shared.next_record());
 
-        let committer = start_committer(Committer {
+        let committer = start_committer(Committer::new(CommitterParts {
             writer: journal.writer,
             accounts: Arc::clone(&accounts),
             clock,
@@ -158,7 +160,7 @@ impl Built {
             dir: state_dir.journal(),
             jobs: waiting,
             durable,
-        })?;
+        }))?;
 
         let mut lanes = JoinSet::new();
         for (backend, settings) in backends.into_iter().zip(&config.backends) {
@@ -187,7 +189,10 @@ impl Built {
             .map_err(|source| Fatal::System { operation: "open the doors", source })?;
         let follower = tokio::spawn(follow(ledger.clone(), Arc::clone(&accounts), Arc::clone(&received), clock));
         let view = Arc::new(admin::View {
-            config: config.clone(),
+            kinds: kinds(config),
+            max_bytes: config.spool.max_bytes,
+            dead_letters_max_bytes: config.dead_letters.max_bytes,
+            state_dir: config.state_dir.clone(),
             addresses,
             started_at: std::time::SystemTime::now(),
             stopping: false.into(),
@@ -348,6 +353,11 @@ fn limits(config: &Config) -> Limits {
 fn other_bytes(side: &Arc<Side>, ledger: Option<Arc<Ledger>>) -> Box<dyn Fn() -> u64 + Send + Sync> {
     let side = Arc::clone(side);
     Box::new(move || side.file_bytes() + ledger.as_ref().map_or(0, |ledger| ledger.file_bytes()))
+}
+
+/// The backends of the configuration, by name.
+fn kinds(config: &Config) -> BTreeMap<String, &'static str> {
+    config.backends.iter().map(|backend| (backend.name.clone(), backend.target.kind())).collect()
 }
 
 fn build_backend(config: &crate::config::Backend) -> Result<Arc<Backend>, Fatal> {

@@ -26,6 +26,8 @@ const GROUP_JOBS: usize = 1024;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// What envelope, header and padding of a frame take at most, for the check whether there is room.
 const FRAME_OVERHEAD: u64 = 4096;
+/// How often the bytes beside the journal are counted.
+const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
 /// How much may lie on disk.
 #[derive(Debug, Clone, Copy)]
@@ -40,8 +42,8 @@ pub struct Limits {
     pub keep_delivered_bytes: u64,
 }
 
-/// The committer, before it is set running.
-pub struct Committer {
+/// What the committer is made of.
+pub struct CommitterParts {
     /// The journal's writer.
     pub writer: Writer,
     /// Counts what comes in, and knows the state for checkpoints.
@@ -62,10 +64,18 @@ pub struct Committer {
     pub durable: watch::Sender<u64>,
 }
 
-impl std::fmt::Debug for Committer {
+impl std::fmt::Debug for CommitterParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Committer").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("CommitterParts").field("limits", &self.limits).finish_non_exhaustive()
     }
+}
+
+/// The committer, before it is set running.
+#[derive(Debug)]
+pub struct Committer {
+    parts: CommitterParts,
+    /// Bytes on disk beside the journal, and when they were last counted.
+    measured: Option<(Instant, u64)>,
 }
 
 /// When and of what the last durable checkpoint was.
@@ -81,6 +91,12 @@ struct Checkpointed {
 type Answer = oneshot::Sender<Result<Receipt, Refusal>>;
 
 impl Committer {
+    /// A committer that has not begun.
+    #[must_use]
+    pub fn new(parts: CommitterParts) -> Self {
+        Self { parts, measured: None }
+    }
+
     /// Works until every [`super::Intake`] is gone; then all that was submitted is answered. Blocks; it has a thread
     /// of its own, and borrows a runtime only to wait.
     ///
@@ -93,7 +109,7 @@ impl Committer {
         loop {
             if waiting.is_empty() {
                 let wait = async {
-                    tokio::time::timeout(CHECKPOINT_EVERY, self.jobs.recv_many(&mut received, GROUP_JOBS)).await
+                    tokio::time::timeout(CHECKPOINT_EVERY, self.parts.jobs.recv_many(&mut received, GROUP_JOBS)).await
                 };
                 match runtime.block_on(wait) {
                     Ok(0) => break,
@@ -109,22 +125,23 @@ impl Committer {
                 return Err(error);
             }
         }
-        Ok(self.writer)
+        Ok(self.parts.writer)
     }
 
     /// One group, with a checkpoint in it when one is due.
     fn turn(&mut self, waiting: &mut VecDeque<Job>, checkpointed: &mut Checkpointed) -> Result<(), Error> {
         let answers = self.stage(waiting, checkpointed);
-        let now = self.clock.now();
-        let due = checkpointed.at.elapsed() >= CHECKPOINT_EVERY && checkpointed.version != self.accounts.version();
+        let now = self.parts.clock.now();
+        let due =
+            checkpointed.at.elapsed() >= CHECKPOINT_EVERY && checkpointed.version != self.parts.accounts.version();
         let mut saved: Option<(State, u64)> = None;
         if due {
-            let snapshot = self.accounts.snapshot(now.clock_ms);
-            self.writer.stage_checkpoint(&snapshot.0, now);
+            let snapshot = self.parts.accounts.snapshot(now.clock_ms);
+            self.parts.writer.stage_checkpoint(&snapshot.0, now);
             saved = Some(snapshot);
         }
-        let accounts = Arc::clone(&self.accounts);
-        let committed = self.writer.commit(now, &mut || accounts.snapshot(now.clock_ms).0);
+        let accounts = Arc::clone(&self.parts.accounts);
+        let committed = self.parts.writer.commit(now, &mut || accounts.snapshot(now.clock_ms).0);
         let committed = match committed {
             Ok(committed) => committed,
             Err(error @ Error::Full { .. }) => {
@@ -139,8 +156,8 @@ impl Committer {
             }
         };
         if !committed.records.is_empty() {
-            self.accounts.commit(committed.tally, committed.records.end);
-            self.durable.send_replace(committed.records.end);
+            self.parts.accounts.commit(committed.tally, committed.records.end);
+            self.parts.durable.send_replace(committed.records.end);
             for (record, answer) in committed.records.zip(answers) {
                 let _ = answer.send(Ok(Receipt { record }));
             }
@@ -149,8 +166,8 @@ impl Committer {
             let lowest_needed = state.lowest_needed().unwrap_or(0);
             *checkpointed = Checkpointed { at: Instant::now(), version, lowest_needed };
             let keep = Keep {
-                since_clock_ms: now.clock_ms.saturating_sub(millis(self.limits.keep_delivered)),
-                bytes: self.limits.keep_delivered_bytes,
+                since_clock_ms: now.clock_ms.saturating_sub(millis(self.parts.limits.keep_delivered)),
+                bytes: self.parts.limits.keep_delivered_bytes,
             };
             self.reclaim(lowest_needed, keep)?;
         }
@@ -170,7 +187,7 @@ impl Committer {
             match self.admit(length, checkpointed.lowest_needed) {
                 Ok(()) => {
                     bytes += length;
-                    self.writer.stage(self.draft(job.submission));
+                    self.parts.writer.stage(self.draft(job.submission));
                     answers.push(job.answer);
                 }
                 Err(refusal) => {
@@ -183,13 +200,15 @@ impl Committer {
 
     /// Whether there is room for one more request of `length` bytes.
     fn admit(&mut self, length: u64, lowest_needed: u64) -> Result<(), Refusal> {
-        let growth = self.writer.growth(length + FRAME_OVERHEAD);
-        if growth == 0 {
+        let growth = self.parts.writer.growth(length + FRAME_OVERHEAD);
+        let Limits { max_bytes, min_free_disk, .. } = self.parts.limits;
+        let other_bytes = self.other_bytes();
+        // Also asked when the segment at hand has room: a start began it without asking.
+        let over_cap = |this: &Self| this.parts.writer.shared().file_bytes() + other_bytes + growth > max_bytes;
+        if growth == 0 && !over_cap(self) {
             return Ok(());
         }
-        let Limits { max_bytes, min_free_disk, .. } = self.limits;
-        let over_cap = |this: &Self| this.writer.shared().file_bytes() + (this.other_bytes)() + growth > max_bytes;
-        let over_disk = |this: &Self| match this.disk.free_bytes(&this.dir) {
+        let over_disk = |this: &Self| match this.parts.disk.free_bytes(&this.parts.dir) {
             Ok(free) => free.saturating_sub(growth) < min_free_disk,
             // Unknown: the allocation will tell.
             Err(_) => false,
@@ -203,14 +222,24 @@ impl Committer {
         if over_cap(self) {
             return Err(Refusal::Full { max_bytes });
         }
-        if over_disk(self) {
+        if growth > 0 && over_disk(self) {
             return Err(Refusal::DiskFull);
         }
         Ok(())
     }
 
+    /// Asking the file system for every request would cost more than the answer is worth.
+    fn other_bytes(&mut self) -> u64 {
+        let (at, bytes) = self
+            .measured
+            .filter(|(at, _)| at.elapsed() < MEASURE_EVERY)
+            .unwrap_or_else(|| (Instant::now(), (self.parts.other_bytes)()));
+        self.measured = Some((at, bytes));
+        bytes
+    }
+
     fn reclaim(&mut self, lowest_needed: u64, keep: Keep) -> Result<(), Error> {
-        let reclaimed = self.writer.reclaim(lowest_needed, keep)?;
+        let reclaimed = self.parts.writer.reclaim(lowest_needed, keep)?;
         if reclaimed.segments > 0 {
             debug!(segments = reclaimed.segments, bytes = reclaimed.bytes, "removed what every backend is past");
         }
@@ -218,7 +247,7 @@ impl Committer {
     }
 
     fn draft(&self, submission: Submission) -> Draft {
-        let now = self.clock.now();
+        let now = self.parts.clock.now();
         let summary = &submission.summary;
         Draft {
             envelope: Envelope {

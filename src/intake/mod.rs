@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::otlp::Summary;
 
-pub use committer::{Committer, Limits};
+pub use committer::{Committer, CommitterParts, Limits};
 pub use spool::Door;
 
 /// A validated request on its way to the journal.

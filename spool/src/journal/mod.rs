@@ -66,7 +66,26 @@ pub struct Opened {
     pub recovery: Recovery,
 }
 
+/// A journal that was looked at and not opened.
+#[derive(Debug)]
+pub struct Inspected {
+    /// What readers are made from.
+    pub shared: Shared,
+    /// The last checkpoint with all controls behind it folded in.
+    pub state: State,
+    /// Damage that was met on the way.
+    pub damage: Vec<Damage>,
+}
+
 impl Journal {
+    /// Looks at the journal in `dir` and changes nothing. Only for a journal that no writer has open.
+    ///
+    /// # Errors
+    /// [`Error::Newer`] for a newer format, [`Error::Io`] of the file system.
+    pub fn inspect(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Inspected, Error> {
+        recover::inspect(disk, dir, options)
+    }
+
     /// Opens the journal in `dir`, recovers what is in it, and begins a new segment.
     ///
     /// The caller holds a lock on the directory: two writers would destroy it. `wall_ns` also makes the epoch of this

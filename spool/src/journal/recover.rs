@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::scan::{Found, Frames, Groups, SegmentFile};
 use super::writer::{Start, Writer, seal};
-use super::{Damage, Draft, Opened, Options, SegmentInfo, Shared};
+use super::{Damage, Draft, Inspected, Opened, Options, SegmentInfo, Shared};
 use crate::disk::Disk;
 use crate::envelope::Kind;
 use crate::frame::{self, Record};
@@ -51,11 +51,17 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let mut recovery = Recovery::default();
     make_dir(&*disk, dir)?;
     let mut found = find(&*disk, dir, options, &mut recovery)?;
+    // Only now, when it is known that no file is of a newer format, the first change.
+    for path in &found.unfinished {
+        disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
+    }
     let highest_id = found.highest_id;
     let highest_epoch = found.segments.iter().map(|segment| segment.header.epoch).max().unwrap_or(0);
 
     recovery.clean = found.segments.last().is_none_or(|segment| segment.footer.is_some());
-    let tail = take_tail(&*disk, &mut found.segments)?;
+    let tail = take_tail(&mut found.segments, &mut |path| {
+        disk.remove(path).map_err(|source| Error::io("remove", path, source))
+    })?;
     let doubtful = match &tail {
         Some(tail) => Doubtful::read(&*disk, dir, tail, &mut recovery)?,
         None => Doubtful::default(),
@@ -92,6 +98,21 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     Ok(Opened { writer, shared, state, recovery })
 }
 
+/// Reads what [`open`] would find, and changes nothing. The last group counts as it can be read now.
+pub(super) fn inspect(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Inspected, Error> {
+    let mut recovery = Recovery::default();
+    let mut found = find(&*disk, dir, options, &mut recovery)?;
+    let mut tail = take_tail(&mut found.segments, &mut |_| Ok(()))?;
+    if let Some((segment, scan)) = &mut tail {
+        scan.settle_last(segment.length);
+    }
+    let closings = plan(found.segments, tail)?;
+    let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
+    let state = fold(&closings, &Doubtful::default(), &mut recovery)?;
+    report_damage(&closings, &infos, state.lowest_needed().unwrap_or(0), &mut recovery);
+    Ok(Inspected { shared: Shared::new(disk, dir.to_path_buf(), infos), state, damage: recovery.damage })
+}
+
 /// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and
 /// it can't be seen that it did.
 fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
@@ -119,6 +140,8 @@ struct FoundSegments {
     /// Readable ones, ascending.
     segments: Vec<Segment>,
     highest_id: u64,
+    /// Segments that a start was making when it was cut short.
+    unfinished: Vec<PathBuf>,
     /// What unreadable segments behind the last readable one can have held at most.
     lost: Lost,
 }
@@ -162,12 +185,8 @@ fn find(disk: &dyn Disk, dir: &Path, options: Options, recovery: &mut Recovery) 
             }
         }
     }
-    // Only now, when it is known that no file is of a newer format, the first change.
-    for name in names.iter().filter(|name| segment::is_unfinished(name)) {
-        let path = dir.join(name);
-        disk.remove(&path).map_err(|source| Error::io("remove", &path, source))?;
-    }
-    Ok(FoundSegments { segments, highest_id: ids.last().copied().unwrap_or(0), lost })
+    let unfinished = names.iter().filter(|name| segment::is_unfinished(name)).map(|name| dir.join(name)).collect();
+    Ok(FoundSegments { segments, highest_id: ids.last().copied().unwrap_or(0), unfinished, lost })
 }
 
 /// What came of opening a segment file.
@@ -276,8 +295,11 @@ impl Scan {
 }
 
 /// The segment that was being written when the journal was not closed in order, taken off the list's end, with its
-/// scan. `None` after a clean stop.
-fn take_tail(disk: &dyn Disk, segments: &mut Vec<Segment>) -> Result<Option<(Segment, Scan)>, Error> {
+/// scan. `None` after a clean stop. Segments that count for nothing are given to `discard`.
+fn take_tail(
+    segments: &mut Vec<Segment>,
+    discard: &mut dyn FnMut(&Path) -> Result<(), Error>,
+) -> Result<Option<(Segment, Scan)>, Error> {
     while let Some(last) = segments.pop_if(|segment| segment.footer.is_none()) {
         let scan = last.scan(u64::MAX)?;
         let first_group_whole = match scan.last {
@@ -293,8 +315,7 @@ fn take_tail(disk: &dyn Disk, segments: &mut Vec<Segment>) -> Result<Option<(Seg
         // A segment whose first group was never synced: nobody was told of anything in it. What a recovery was
         // writing again into it is still where it was, because the segment before is closed only afterwards. If it
         // comes back, it is removed again; the directory is synced with the next segment, before anything else changes.
-        let path = &last.file.path;
-        disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
+        discard(&last.file.path)?;
     }
     Ok(None)
 }
