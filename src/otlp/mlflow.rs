@@ -423,7 +423,7 @@ mod tests {
             let span = spans(&prepared)[0];
             let [.., k, kept_tag] = span.attributes.as_slice() else { panic!("attributes") };
             assert_eq!((k, kept_tag), (&attribute("k", Value::IntValue(40)), &tag));
-            assert_eq!(span.events, [event.clone()]);
+            assert_eq!(span.events, std::slice::from_ref(&event));
         }
     }
 
