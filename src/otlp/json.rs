@@ -884,6 +884,9 @@ mod tests {
         assert_eq!(chosen(r#"{"bytesValue":""}"#), Some(Any::BytesValue(Vec::new())));
         let two = span(r#""attributes":[{},{"value":{}}]"#).attributes;
         assert_eq!(two, [KeyValue::default(), KeyValue { value: Some(AnyValue::default()), ..KeyValue::default() }]);
+        let entity = r#"{"resourceSpans":[{"resource":{"entityRefs":[{"idKeys":["","a",""]}]}}]}"#;
+        let resource = transcode(entity).expect("a document").resource_spans[0].resource.clone().expect("a resource");
+        assert_eq!(resource.entity_refs[0].id_keys, ["", "a", ""]);
         assert_eq!(span(r#""status":{}"#).status, Some(Default::default()));
         for json in ["{}", "{\"resourceSpans\":[]}", "{\"resourceSpans\":null}", " { } "] {
             assert_eq!(transcode(json).expect("a document"), Request::default());

@@ -215,6 +215,15 @@ mod tests {
     }
 
     #[test]
+    fn the_last_trace_id_of_a_span_counts() {
+        let span = |ids: [u8; 2]| wrap(&[2], &ids.map(|id| wrap(&[1], &[id; 16])).concat());
+        let request = wrap(&[1, 2], &[span([1, 2]), span([1, 3]), span([4, 2])].concat());
+        let expected =
+            [vec![span([1, 2]), span([4, 2])], vec![span([1, 3])]].map(|spans| wrap(&[1, 2], &spans.concat()));
+        assert_eq!(by_trace(&request), expected);
+    }
+
+    #[test]
     fn a_request_without_spans_is_its_only_part() {
         for request in [&[][..], &[0x0a, 0], &[0x0a, 2, 0x12, 0]] {
             assert_eq!(by_trace(request), [request]);
