@@ -248,12 +248,15 @@ impl Running {
     async fn wait(&mut self, notify: &Notify) -> Result<(), Fatal> {
         let listen = |kind| signal(kind).map_err(|source| Fatal::System { operation: "listen for signals", source });
         let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+        // A terminal that closes. Under systemd the unit starts again, with the configuration as it is then.
+        let mut hangup = listen(SignalKind::hangup())?;
         let every = notify.watchdog.unwrap_or(Duration::from_secs(3600));
         let mut watchdog = tokio::time::interval(every);
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
+                _ = hangup.recv() => return Ok(()),
                 _ = watchdog.tick() => tell(notify, "WATCHDOG=1"),
                 ended = &mut self.committer => return Err(why_ended(ended)),
                 Some(Ok(Err(error))) = self.lanes.join_next() => return Err(error.into()),

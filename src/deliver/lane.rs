@@ -200,6 +200,7 @@ impl Lane {
         }
         parcel.attempts += 1;
         parcel.successes_at_send = self.successes;
+        parcel.blocked = false;
         self.busy.extend(&parcel.traces);
         self.parts.accounts.settle(&self.parts.name, Tally::default(), |account| account.attempts += 1);
         let backend = Arc::clone(&self.parts.backend);
@@ -354,9 +355,20 @@ impl Lane {
     fn blocked(&mut self, mut parcel: Parcel, failure: Failure, experiment_only: bool) {
         let pause = self.parts.delivery.blocked_retry;
         if experiment_only {
+            if parcel.attempts == 1 {
+                warn!(
+                    backend = self.parts.name,
+                    experiment = parcel.experiment,
+                    status = failure.status,
+                    message = failure.message,
+                    advice = failure.advice,
+                    "one experiment is held up; its records stay in the spool"
+                );
+            }
             self.note(&failure);
             // The connection is fine: others may pass while these wait.
             parcel.due = Instant::now() + pause;
+            parcel.blocked = true;
             self.recovered();
         } else {
             self.trouble(LaneState::Blocked, pause, &failure);
@@ -542,7 +554,10 @@ impl Lane {
 
     fn report(&self) {
         let in_flight = u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX);
+        let only_blocked = in_flight == 0 && self.at_end && self.queue.iter().any(|parcel| parcel.blocked);
         let (state, until) = match self.mode {
+            // Nothing moves, and nothing will before the operator acts: that must not look well.
+            Mode::Up if only_blocked => (LaneState::Blocked, self.queue.iter().map(|parcel| parcel.due).min()),
             Mode::Up => (LaneState::Up, None),
             Mode::Probing(state, until) => (state, Some(until)),
         };

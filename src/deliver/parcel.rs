@@ -27,6 +27,8 @@ pub(super) struct Parcel {
     pub(super) due: Instant,
     /// Open when it, or the parcel that it is a part of, was refused.
     pub(super) case: Option<Case>,
+    /// It waits for the operator, although the backend takes other things.
+    pub(super) blocked: bool,
     /// Deliveries that the lane had seen when it was last sent.
     pub(super) successes_at_send: u64,
 }
@@ -41,6 +43,7 @@ impl Parcel {
             first_attempt_ns: 0,
             due: now,
             case: None,
+            blocked: false,
             successes_at_send: 0,
         }
     }
