@@ -161,7 +161,7 @@ pub struct Backend {
     pub not_applicable: u64,
     /// Requests sent.
     pub attempts: u64,
-    /// The last trouble, until a request succeeds.
+    /// The last trouble, also when it is over.
     pub last_error: Option<LastError>,
     /// When it will be tried again, if that is not at once.
     pub next_attempt_at: Option<Timestamp>,
