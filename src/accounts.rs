@@ -94,6 +94,17 @@ pub enum LaneState {
     Paused,
 }
 
+impl std::fmt::Display for LaneState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::Retrying => "retrying",
+            Self::Blocked => "blocked",
+            Self::Paused => "paused",
+        })
+    }
+}
+
 impl Accounts {
     /// The books as the journal's state has them.
     #[must_use]

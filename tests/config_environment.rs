@@ -8,7 +8,7 @@ use tracespool::config::{
 };
 
 fn user(vars: &[(&str, &str)]) -> Environment {
-    let mut environment = Environment { uid: 1000, pid: 1, directory: "/work".into(), ..Environment::default() };
+    let mut environment = Environment { uid: 1000, pid: 1, directory: "/some/where".into(), ..Environment::default() };
     environment.vars.insert("HOME".into(), "/home/ada".into());
     environment.vars.extend(vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
     environment
@@ -73,9 +73,9 @@ fn another_state_directory_takes_the_sockets_with_it() {
     let usual = config(&[runtime]);
     assert_eq!(usual.receive.socket.path, Path::new("/run/user/1000/tracespool/spool.sock"));
     let moved = load(&overrides("other"), &user(&[runtime])).expect("good").config;
-    assert_eq!(moved.state_dir, Path::new("/work/other"));
-    assert_eq!(moved.receive.socket.path, Path::new("/work/other/spool.sock"));
-    assert_eq!(moved.admin.socket.path, Path::new("/work/other/admin.sock"));
+    assert_eq!(moved.state_dir, Path::new("/some/where/other"));
+    assert_eq!(moved.receive.socket.path, Path::new("/some/where/other/spool.sock"));
+    assert_eq!(moved.admin.socket.path, Path::new("/some/where/other/admin.sock"));
     let by_variable = config(&[runtime, ("TRACESPOOL_STATE_DIR", "/elsewhere")]);
     assert_eq!(by_variable.admin.socket.path, Path::new("/elsewhere/admin.sock"));
     // To name the usual one changes nothing.

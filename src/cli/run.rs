@@ -29,9 +29,8 @@ fn exit(fatal: &Fatal) -> Exit {
     use crate::receive::BindError;
     match fatal {
         Fatal::StateDir(StateDirError::Locked { .. }) => Exit::TryLater,
-        Fatal::StateDir(StateDirError::Newer { .. }) | Fatal::Storage(spool::Error::Newer { .. }) => {
-            Exit::Configuration
-        }
+        Fatal::StateDir(StateDirError::Newer { .. } | StateDirError::Foreign { .. })
+        | Fatal::Storage(spool::Error::Newer { .. }) => Exit::Configuration,
         Fatal::StateDir(StateDirError::Io { source, .. }) | Fatal::Bind(BindError::Io { source, .. })
             if source.kind() == std::io::ErrorKind::PermissionDenied =>
         {

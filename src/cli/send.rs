@@ -96,7 +96,10 @@ async fn send_file(file: &Path, door: &mut Door<'_>, sent: &mut u64) -> Outcome 
     } else {
         let name = file.display().to_string();
         let open = File::open(file).map_err(|error| unreadable(&name, &error))?;
-        (name, Box::new(open))
+        let metadata = open.metadata().map_err(|error| unreadable(&name, &error))?;
+        // A file may grow while it is read, by the daemon's own `file` backend, for one: what is there now is meant.
+        let length = if metadata.is_file() { metadata.len() } else { u64::MAX };
+        (name, Box::new(open.take(length)))
     };
     let bad = |bad: Bad| match bad {
         Bad::Content { line: Some(line), message } => Failure::new(Exit::BadInput, format!("{name}:{line}: {message}")),
@@ -233,5 +236,6 @@ fn describe(backend: &Backend) -> String {
         BackendState::Removed => "removed",
     };
     let error = backend.last_error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message));
-    format!("{} is {state} with {} records waiting{error}", backend.name, backend.backlog.records)
+    let records = if backend.backlog.records == 1 { "record" } else { "records" };
+    format!("{} is {state} with {} {records} waiting{error}", backend.name, backend.backlog.records)
 }

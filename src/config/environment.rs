@@ -92,7 +92,8 @@ pub(super) mod tests {
 
     /// An ordinary user with a home and nothing else, plus `vars`.
     pub(in crate::config) fn user(vars: &[(&str, &str)]) -> Environment {
-        let mut environment = Environment { uid: 1000, pid: 4242, directory: "/work".into(), ..Environment::default() };
+        let mut environment =
+            Environment { uid: 1000, pid: 4242, directory: "/some/where".into(), ..Environment::default() };
         environment.vars.insert("HOME".into(), "/home/ada".into());
         environment.vars.extend(vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         environment

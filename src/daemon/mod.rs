@@ -347,6 +347,7 @@ fn limits(config: &Config) -> Limits {
     let spool = &config.spool;
     Limits {
         max_bytes: spool.max_bytes,
+        segment_bytes: spool.segment_bytes,
         min_free_disk: spool.min_free_disk,
         keep_delivered: spool.keep_delivered,
         keep_delivered_bytes: spool.keep_delivered_bytes,

@@ -26,6 +26,14 @@ pub enum StateDirError {
         /// The process id of the holder, where it can be read.
         holder: Option<String>,
     },
+    /// It is not a state directory, or its `FORMAT` is damaged.
+    #[error("{} says {found:?}, which no version of tracespool writes; name another state directory", path.display())]
+    Foreign {
+        /// The file `FORMAT`.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
     /// A newer version made it.
     #[error("{} says {found:?}: a newer version of tracespool made this state directory; install that version", path.display())]
     Newer {
@@ -91,12 +99,16 @@ fn check_format(path: &Path) -> Result<bool, StateDirError> {
         // Empty: the power went while it was written, before anything else was.
         Ok(found) if found.is_empty() => Ok(false),
         Ok(found) if found == FORMAT => Ok(true),
-        Ok(found) => {
-            Err(StateDirError::Newer { path: path.to_path_buf(), found: found.trim().chars().take(80).collect() })
-        }
+        Ok(found) => Err(unknown_format(path, found.trim())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(StateDirError::Io { operation: "read", path: path.to_path_buf(), source }),
     }
+}
+
+fn unknown_format(path: &Path, text: &str) -> StateDirError {
+    let newer = text.strip_prefix("tracespool ").is_some_and(|version| version.parse::<u32>().is_ok());
+    let (path, found) = (path.to_path_buf(), text.chars().take(80).collect());
+    if newer { StateDirError::Newer { path, found } } else { StateDirError::Foreign { path, found } }
 }
 
 fn write_format(dir: &Path, path: &Path) -> io::Result<()> {
@@ -158,6 +170,8 @@ mod tests {
         fs::write(dir.path().join("FORMAT"), "tracespool 2\n").expect("it can be written");
         let error = StateDir::open(dir.path()).expect_err("newer");
         assert!(matches!(error, StateDirError::Newer { .. }));
+        fs::write(dir.path().join("FORMAT"), "something else").expect("it can be written");
+        assert!(matches!(StateDir::open(dir.path()).expect_err("foreign"), StateDirError::Foreign { .. }));
         let names: Vec<_> = fs::read_dir(dir.path()).expect("there").collect();
         assert_eq!(names.len(), 1, "not even a lock file was made");
     }

@@ -28,6 +28,10 @@ const STOP_GRACE: Duration = Duration::from_secs(3);
 const START_GRACE: Duration = Duration::from_secs(600);
 /// How long a limit of size that a backend showed is remembered.
 const LIMIT_REMEMBERED: Duration = Duration::from_secs(3600);
+/// While the operator must act, credential files are looked at this often.
+const CREDENTIALS_LOOK_EVERY: Duration = Duration::from_secs(1);
+/// No server has a lower limit of size. One that says so of a smaller request means something else.
+const SIZE_LIMIT_MIN: u64 = 256 << 10;
 
 /// What a lane is made of.
 #[derive(Debug)]
@@ -78,6 +82,10 @@ pub struct Lane {
     probe_fresh: bool,
     /// Size that the backend refused lately, and when.
     size_limit: Option<(u64, Instant)>,
+    /// Size of the last request that it took.
+    size_taken: Option<u64>,
+    /// Experiments that are known to be held up.
+    held_up: BTreeSet<Option<String>>,
 }
 
 /// An attempt that came to an end.
@@ -117,6 +125,8 @@ impl Lane {
             suspects_in_a_row: 0,
             probe_fresh: false,
             size_limit: None,
+            size_taken: None,
+            held_up: BTreeSet::new(),
             parts,
         }
     }
@@ -129,6 +139,7 @@ impl Lane {
         let mut stop = self.parts.stop.clone();
         let mut durable = self.parts.durable.clone();
         while !*stop.borrow() {
+            self.look_at_credentials();
             // One moment for both questions, so that nothing falls due unseen between them.
             let now = Instant::now();
             self.launch(now)?;
@@ -157,6 +168,16 @@ impl Lane {
             self.conclude(finished).await?;
         }
         Ok(())
+    }
+
+    /// An operator who replaced a credential file is not kept waiting.
+    fn look_at_credentials(&mut self) {
+        if let Mode::Probing(LaneState::Blocked, until) = &mut self.mode
+            && *until > Instant::now()
+            && self.parts.backend.credentials_changed()
+        {
+            *until = Instant::now();
+        }
     }
 
     /// Starts as many requests as may be under way now.
@@ -297,7 +318,7 @@ impl Lane {
                 Ok(())
             }
             Outcome::TooLarge(failure) => self.too_large(parcel, failure).await,
-            Outcome::Refused { failure, doubtful } => self.refused(parcel, failure, doubtful).await,
+            Outcome::Refused { failure, doubtful } => self.refused(parcel, failure, doubtful, Reason::Rejected).await,
         }
     }
 
@@ -314,11 +335,13 @@ impl Lane {
             // All of it refused is a refusal; the data may be sent once more to find out which record it is.
             if rejected_spans >= tally.spans {
                 let failure = Failure { status: "partial_success".into(), message, advice: None };
-                return self.refused(parcel, failure, false).await;
+                return self.refused(parcel, failure, false, Reason::Rejected).await;
             }
         }
         self.successes += 1;
         self.suspects_in_a_row = 0;
+        self.size_taken = Some(parcel.bytes());
+        self.held_up.remove(&parcel.experiment);
         self.recovered();
         self.concurrency.success();
         let rejected = rejected_spans.min(tally.units);
@@ -355,7 +378,7 @@ impl Lane {
     fn blocked(&mut self, mut parcel: Parcel, failure: Failure, experiment_only: bool) {
         let pause = self.parts.delivery.blocked_retry;
         if experiment_only {
-            if parcel.attempts == 1 {
+            if self.held_up.insert(parcel.experiment.clone()) {
                 warn!(
                     backend = self.parts.name,
                     experiment = parcel.experiment,
@@ -378,16 +401,23 @@ impl Lane {
     }
 
     async fn too_large(&mut self, parcel: Parcel, failure: Failure) -> Result<(), spool::Error> {
-        if parcel.records.len() > 1 {
-            self.size_limit = Some((parcel.bytes() / 2, Instant::now()));
-            self.note(&failure);
-            self.requeue_halves(parcel);
-            return Ok(());
+        let bytes = parcel.bytes();
+        let is_about_size = bytes > SIZE_LIMIT_MIN || self.size_taken.is_some_and(|taken| bytes > taken);
+        if is_about_size && parcel.records.len() > 1 {
+            self.size_limit = Some((bytes / 2, Instant::now()));
         }
-        self.set_aside(parcel, Reason::TooLarge, &failure).await
+        let reason = if is_about_size { Reason::TooLarge } else { Reason::Rejected };
+        // A lone record is convicted of its size as of anything else: only when others are taken.
+        self.refused(parcel, failure, false, reason).await
     }
 
-    async fn refused(&mut self, mut parcel: Parcel, failure: Failure, doubtful: bool) -> Result<(), spool::Error> {
+    async fn refused(
+        &mut self,
+        mut parcel: Parcel,
+        failure: Failure,
+        doubtful: bool,
+        reason: Reason,
+    ) -> Result<(), spool::Error> {
         self.note(&failure);
         let now = Instant::now();
         let case = match parcel.case.take() {
@@ -400,7 +430,7 @@ impl Lane {
             return Ok(());
         }
         if case.is_convicted(now, parcel.successes_at_send) {
-            return self.set_aside(parcel, Reason::Rejected, &failure).await;
+            return self.set_aside(parcel, reason, &failure).await;
         }
         self.suspects_in_a_row += 1;
         if self.suspects_in_a_row >= BREAKER {
@@ -530,7 +560,7 @@ impl Lane {
     fn recovered(&mut self) {
         self.backoff.reset();
         if let Mode::Probing(state, _) = std::mem::replace(&mut self.mode, Mode::Up) {
-            info!(backend = self.parts.name, was = ?state, "the backend takes requests again");
+            info!(backend = self.parts.name, was = %state, "the backend takes requests again");
         }
     }
 
@@ -540,7 +570,7 @@ impl Lane {
         if changed {
             warn!(
                 backend = self.parts.name,
-                state = ?state,
+                %state,
                 status = failure.status,
                 message = failure.message,
                 advice = failure.advice,
@@ -576,7 +606,8 @@ impl Lane {
             Mode::Probing(_, until) => Some(until),
         };
         let parcels = self.queue.iter().map(|parcel| parcel.due).min();
-        [not_before, parcels.max(not_before)].into_iter().flatten().filter(|due| *due > now).min()
+        let look = matches!(self.mode, Mode::Probing(LaneState::Blocked, _)).then(|| now + CREDENTIALS_LOOK_EVERY);
+        [not_before, parcels.max(not_before), look].into_iter().flatten().filter(|due| *due > now).min()
     }
 }
 

@@ -34,6 +34,8 @@ const MEASURE_EVERY: Duration = Duration::from_secs(1);
 pub struct Limits {
     /// The queue cap: journal, side journal and ledger together.
     pub max_bytes: u64,
+    /// Size of a segment.
+    pub segment_bytes: u64,
     /// Bytes that must stay free on the disk.
     pub min_free_disk: u64,
     /// How long delivered records are kept.
@@ -203,8 +205,11 @@ impl Committer {
         let growth = self.parts.writer.growth(length + FRAME_OVERHEAD);
         let Limits { max_bytes, min_free_disk, .. } = self.parts.limits;
         let other_bytes = self.other_bytes();
-        // Also asked when the segment at hand has room: a start began it without asking.
-        let over_cap = |this: &Self| this.parts.writer.shared().file_bytes() + other_bytes + growth > max_bytes;
+        // Also asked when the segment at hand has room, and with one more kept back: a start begins a segment without
+        // asking, and the cap holds over starts too.
+        let kept_back = self.parts.limits.segment_bytes;
+        let over_cap =
+            |this: &Self| this.parts.writer.shared().file_bytes() + other_bytes + growth + kept_back > max_bytes;
         if growth == 0 && !over_cap(self) {
             return Ok(());
         }

@@ -251,7 +251,9 @@ fn make_parent(path: &Path) -> io::Result<()> {
     let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };
     match fs::DirBuilder::new().mode(0o755).create(parent) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made,
+        // Whatever the process's mask is: the group of a socket must get through to it.
+        Ok(()) => fs::set_permissions(parent, fs::Permissions::from_mode(0o755)),
+        Err(error) => Err(error),
     }
 }
 

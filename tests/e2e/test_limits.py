@@ -40,6 +40,7 @@ def test_a_full_spool_refuses_and_heals(make_daemon, receiver):
     # It holds over a restart, too.
     daemon.kill9()
     daemon.start()
+    assert daemon.status()["spool"]["bytes"] <= limit, "a start passes the cap"
     assert http_client.send(make_request(1, padding=65536)[0]).status == 503
 
     receiver.up()
