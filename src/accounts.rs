@@ -190,16 +190,25 @@ impl Accounts {
         self.lock().entries.get(name).is_some_and(|entry| entry.account.is_finished(record))
     }
 
+    /// For how long delivery was held up until an operator acted, ever.
+    #[must_use]
+    pub fn idle_ms(&self, name: &str) -> u64 {
+        self.lock().entries.get(name).map_or(0, |entry| entry.account.idle_ms)
+    }
+
     /// All books at one moment.
     #[must_use]
     pub fn report(&self) -> Report {
         let inner = self.lock();
-        let book = |(name, entry): (&String, &Entry)| Book {
-            name: name.clone(),
-            account: entry.account.clone(),
-            owed: entry.owed_at_start + inner.committed.units,
-            waiting: entry.waiting_at_start.plus(inner.committed).less(entry.finished),
-            lane: entry.lane.clone(),
+        let book = |(name, entry): (&String, &Entry)| {
+            let new = if entry.account.is_removed() { Tally::default() } else { inner.committed };
+            Book {
+                name: name.clone(),
+                account: entry.account.clone(),
+                owed: entry.owed_at_start + new.units,
+                waiting: entry.waiting_at_start.plus(new).less(entry.finished),
+                lane: entry.lane.clone(),
+            }
         };
         Report { received: inner.received, books: inner.entries.iter().map(book).collect() }
     }

@@ -115,6 +115,8 @@ pub struct Account {
     pub not_applicable: u64,
     /// Attempts made.
     pub attempts: u64,
+    /// Milliseconds for which delivery was held up until the operator acted; they count in no record's age.
+    pub idle_ms: u64,
     /// An operator stopped delivery.
     pub paused: bool,
 }
@@ -165,6 +167,12 @@ impl Account {
         if finished[0].start <= self.place {
             self.place = finished.remove(0).end;
         }
+    }
+
+    /// Behind the highest record that this account knows of.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
+        self.finished.last().map_or(self.place, |range| range.end).max(self.end)
     }
 
     /// Whether `record` needs nothing more from this backend's lane.
@@ -289,10 +297,19 @@ impl State {
         }
     }
 
-    /// The lowest record that some backend still needs; `None` when there never was a backend.
+    /// The lowest record that must stay; `None` when there never was a backend, and all must. Records that came in while
+    /// no backend is configured belong to the first one that will be.
     #[must_use]
     pub fn lowest_needed(&self) -> Option<u64> {
-        self.accounts.values().map(Account::lowest_needed).min()
+        let debts = self.accounts.values().map(Account::lowest_needed).min()?;
+        Some(debts.min(self.owed_to_nobody().unwrap_or(u64::MAX)))
+    }
+
+    /// The first record that no backend was there for; `None` while there is one.
+    #[must_use]
+    pub fn owed_to_nobody(&self) -> Option<u64> {
+        let all_removed = self.accounts.values().all(Account::is_removed);
+        self.accounts.values().map(|account| account.end).max().filter(|_| all_removed)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -344,7 +361,7 @@ impl Account {
                     discarded.purged,
                 ],
             )
-            .u64s(ACCOUNT_UNITS, &[self.rejected, self.damaged, self.not_applicable, self.attempts])
+            .u64s(ACCOUNT_UNITS, &[self.rejected, self.damaged, self.not_applicable, self.attempts, self.idle_ms])
             .u8(ACCOUNT_PAUSED, u8::from(self.paused));
         to.finish()
     }
@@ -374,8 +391,8 @@ impl Account {
                         Discarded { retry_timeout, queue_cap, dead_letter_cap, dead_letter_age, purged };
                 }
                 ACCOUNT_UNITS => {
-                    [account.rejected, account.damaged, account.not_applicable, account.attempts] =
-                        tlv::as_u64s(value)?;
+                    let Self { rejected, damaged, not_applicable, attempts, idle_ms, .. } = &mut account;
+                    [*rejected, *damaged, *not_applicable, *attempts, *idle_ms] = tlv::as_u64s(value)?;
                 }
                 ACCOUNT_PAUSED => account.paused = tlv::as_u8(value)? != 0,
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
@@ -417,6 +434,7 @@ mod tests {
             damaged: 6,
             not_applicable: 7,
             attempts: 8,
+            idle_ms: 9,
             paused: true,
         };
         let state = State {
@@ -469,7 +487,10 @@ mod tests {
         state.accounts.get_mut("a").expect("added").finish(5..10);
         assert_eq!(state.accounts["a"].place, 20);
         state.apply(&Control::BackendRemoved { name: "a".into(), end: 20 });
-        assert_eq!(state.lowest_needed(), Some(u64::MAX), "a removed backend without debt needs nothing");
+        assert_eq!(state.lowest_needed(), Some(20), "what comes while there is no backend waits for one");
+        state.apply(&Control::BackendAdded { name: "b".into(), start: 20 });
+        state.accounts.get_mut("b").expect("added").finish(20..30);
+        assert_eq!(state.lowest_needed(), Some(30), "a removed backend without debt needs nothing");
     }
 
     #[test]

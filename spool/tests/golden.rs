@@ -42,6 +42,7 @@ fn state() -> State {
         damaged: 22,
         not_applicable: 23,
         attempts: 24,
+        idle_ms: 25,
         paused: true,
     };
     State {

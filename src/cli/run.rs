@@ -38,6 +38,8 @@ fn exit(fatal: &Fatal) -> Exit {
         }
         Fatal::StateDir(StateDirError::Io { .. }) | Fatal::Storage(_) => Exit::Storage,
         Fatal::Bind(BindError::InUse { .. }) => Exit::AddressInUse,
+        // An address that is not there yet may come; a restart finds out.
+        Fatal::Bind(BindError::Io { .. }) => Exit::Unavailable,
         Fatal::Bind(_) | Fatal::Backend { .. } => Exit::Configuration,
         Fatal::System { .. } => Exit::Bug,
     }

@@ -28,8 +28,16 @@ pub(super) fn count_aside(state: &mut State, side: &Shared) -> Result<(), Error>
                 }
             }
             Step::Damaged(_) => {}
-            Step::End => return Ok(()),
+            Step::End => break,
         }
+    }
+    Ok(())
+}
+
+/// Entries of the side journal that exist now are counted, or are none of a new backend's.
+pub(super) fn close_aside(state: &mut State, side: &Shared) {
+    for account in state.accounts.values_mut() {
+        account.side_place = account.side_place.max(side.next_record());
     }
 }
 
@@ -40,15 +48,20 @@ pub(super) fn count_received(state: &mut State, journal: &Shared) -> Result<(), 
     Ok(())
 }
 
-/// Notes which backends are in the configuration now and were not, and the other way round. Durable when it returns.
+/// Notes which backends are in the configuration now and were not, and the other way round. Staged only.
 pub(super) fn enrol(state: &mut State, backends: &[Backend], writer: &mut Writer, now: Now) -> Result<(), Error> {
     let (first, next) = (writer.shared().first_record(), writer.shared().next_record());
+    let owed_to_nobody = state.owed_to_nobody().map(|record| record.max(first));
     let mut controls = Vec::new();
     let mut is_first = state.accounts.is_empty();
     for backend in backends {
         let name = backend.name.clone();
         let start = match (state.accounts.get(&name), backend.start_at) {
             (Some(account), _) if !account.is_removed() => continue,
+            // What came in while there was no backend at all belongs to the first one there is.
+            (Some(_), _) | (None, StartAt::Now | StartAt::Auto) if owed_to_nobody.is_some() => {
+                owed_to_nobody.unwrap_or(next)
+            }
             (Some(_), _) | (None, StartAt::Now) => next,
             (None, StartAt::Oldest) => first,
             (None, StartAt::Auto) => {
@@ -67,15 +80,10 @@ pub(super) fn enrol(state: &mut State, backends: &[Backend], writer: &mut Writer
             controls.push(Control::BackendRemoved { name: name.clone(), end: next });
         }
     }
-    if controls.is_empty() {
-        return Ok(());
-    }
     for control in &controls {
         state.apply(control);
         writer.stage_control(control, now);
     }
-    let state = &*state;
-    writer.commit(now, &mut || state.clone())?;
     Ok(())
 }
 

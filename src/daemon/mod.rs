@@ -119,12 +119,16 @@ impl Built {
         if let Some((path, error)) = &ledger.set_aside {
             warn!(kept_in = %path.display(), error, "the ledger could not be read; it is built again from the journal");
         }
-        let record_floor = ledger.accounts.values().map(|account| account.place).max().unwrap_or(1);
+        let record_floor = ledger.accounts.values().map(spool::Account::seen).max().unwrap_or(1);
         let options = Options { segment_bytes: config.spool.segment_bytes, record_floor, ..Options::default() };
         let mut journal = open_journal(&state_dir.journal(), options)?;
         // The side journal is small and seldom written.
-        let side_options =
-            Options { stream: Stream::Side, segment_bytes: config.spool.segment_bytes.min(4 << 20), record_floor: 1 };
+        let side_places = journal.state.accounts.values().chain(ledger.accounts.values());
+        let side_options = Options {
+            stream: Stream::Side,
+            segment_bytes: config.spool.segment_bytes.min(4 << 20),
+            record_floor: side_places.map(|account| account.side_place).max().unwrap_or(1),
+        };
         let side = open_journal(&state_dir.side(), side_options)?;
 
         let mut state = std::mem::take(&mut journal.state);
@@ -132,7 +136,12 @@ impl Built {
         books::count_received(&mut state, &journal.shared)?;
         books::count_aside(&mut state, &side.shared)?;
         let clock = Clock::from(state.clock_ms);
-        books::enrol(&mut state, &config.backends, &mut journal.writer, clock.now())?;
+        let now = clock.now();
+        books::enrol(&mut state, &config.backends, &mut journal.writer, now)?;
+        books::close_aside(&mut state, &side.shared);
+        // What ledger and side journal knew better is the journal's from here on.
+        journal.writer.stage_checkpoint(&state, now);
+        journal.writer.commit(now, &mut || state.clone())?;
         let accounts = Arc::new(Accounts::new(&state));
         books::open(&state, &journal.shared, &config.backends, &accounts)?;
         journal.state = state;
@@ -287,8 +296,13 @@ impl Running {
         let _ = self.follower.await;
         note_refused(&self.accounts, &self.received);
         let now = self.clock.now();
-        writer.close(now, &self.accounts.snapshot(now.clock_ms).0)?;
-        self.side.close(now)?;
+        for closed in [writer.close(now, &self.accounts.snapshot(now.clock_ms).0), self.side.close(now)] {
+            match closed {
+                // Nothing is lost: the next start recovers as after a kill.
+                Err(error @ spool::Error::Full { .. }) => warn!(%error, "could not close the journal in order"),
+                closed => closed?,
+            }
+        }
         self.admin.abort();
         Ok(())
     }

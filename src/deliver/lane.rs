@@ -86,6 +86,12 @@ pub struct Lane {
     size_taken: Option<u64>,
     /// Experiments that are known to be held up.
     held_up: BTreeSet<Option<String>>,
+    /// The experiment of the last request that it took, if it took any.
+    taken_experiment: Option<Option<String>>,
+    /// Since when, as far as it is not in the books yet, the operator has had to act.
+    blocked_since: Option<Instant>,
+    /// When the spool is read again after it failed.
+    read_again: Option<Instant>,
 }
 
 /// An attempt that came to an end.
@@ -127,6 +133,9 @@ impl Lane {
             size_limit: None,
             size_taken: None,
             held_up: BTreeSet::new(),
+            taken_experiment: None,
+            blocked_since: None,
+            read_again: None,
             parts,
         }
     }
@@ -142,7 +151,7 @@ impl Lane {
             self.look_at_credentials();
             // One moment for both questions, so that nothing falls due unseen between them.
             let now = Instant::now();
-            self.launch(now)?;
+            self.launch(now);
             self.report();
             let wake = self.next_due(now);
             tokio::select! {
@@ -181,7 +190,7 @@ impl Lane {
     }
 
     /// Starts as many requests as may be under way now.
-    fn launch(&mut self, now: Instant) -> Result<(), spool::Error> {
+    fn launch(&mut self, now: Instant) {
         loop {
             let allowed = match self.mode {
                 Mode::Up => self.concurrency.allowed(),
@@ -189,30 +198,30 @@ impl Lane {
                 Mode::Probing(..) => 1,
             };
             if self.in_flight.len() >= allowed {
-                return Ok(());
+                return;
             }
-            let Some(parcel) = self.next_parcel(now)? else { return Ok(()) };
+            let Some(parcel) = self.next_parcel(now) else { return };
             self.send(parcel, self.mode != Mode::Up);
         }
     }
 
     /// What to send next: what failed before, then what is new; while probing in turn, so that one bad record does not
     /// keep a backend down.
-    fn next_parcel(&mut self, now: Instant) -> Result<Option<Parcel>, spool::Error> {
+    fn next_parcel(&mut self, now: Instant) -> Option<Parcel> {
         let fresh_first = matches!(self.mode, Mode::Probing(..)) && std::mem::replace(&mut self.probe_fresh, false);
         if fresh_first {
             let known = self.queue.len();
-            self.read_more(now)?;
+            self.read_more(now);
             if self.queue.len() > known {
-                return Ok(self.queue.remove(known));
+                return self.queue.remove(known);
             }
         }
         self.probe_fresh = true;
         if let Some(parcel) = take_due(&mut self.queue, &self.busy, now) {
-            return Ok(Some(parcel));
+            return Some(parcel);
         }
-        self.read_more(now)?;
-        Ok(take_due(&mut self.queue, &self.busy, now))
+        self.read_more(now);
+        take_due(&mut self.queue, &self.busy, now)
     }
 
     fn send(&mut self, mut parcel: Parcel, probe: bool) {
@@ -232,20 +241,31 @@ impl Lane {
     }
 
     /// Reads until a batch is full, or there is nothing more.
-    fn read_more(&mut self, now: Instant) -> Result<(), spool::Error> {
-        if self.at_end {
-            return Ok(());
+    fn read_more(&mut self, now: Instant) {
+        if self.at_end || self.read_again.is_some_and(|again| now < again) {
+            return;
         }
+        self.read_again = None;
         // The page cache answers at once where the lane keeps up; behind, a read may wait for the disk.
-        tokio::task::block_in_place(|| self.read_batches(now))
+        tokio::task::block_in_place(|| self.read_batches(now));
     }
 
-    fn read_batches(&mut self, now: Instant) -> Result<(), spool::Error> {
+    fn read_batches(&mut self, now: Instant) {
         let batch_bytes = self.batch_bytes();
         let held_max = batch_bytes.saturating_mul(2 * u64::from(self.parts.delivery.workers.max(1)));
         while self.held.bytes < held_max && self.held.records < WINDOW_RECORDS {
             let place = self.parts.reader.place();
-            match self.parts.reader.step()? {
+            let step = match self.parts.reader.step() {
+                Ok(step) => step,
+                Err(error) => {
+                    // The same can be asked again. What is in hand goes on, and the doors stay open.
+                    error!(backend = self.parts.name, %error, "the spool can't be read; trying again");
+                    self.note(&Failure::new("spool", error.to_string()));
+                    self.read_again = Some(now + self.parts.delivery.backoff_max);
+                    break;
+                }
+            };
+            match step {
                 Step::Record(record) => {
                     self.skip(place..record.number);
                     if self.is_finished(record.number) {
@@ -253,7 +273,7 @@ impl Lane {
                     }
                     self.held += record.tally();
                     if self.pack(record, batch_bytes, now) {
-                        return Ok(());
+                        return;
                     }
                 }
                 Step::Damaged(damage) => self.lose(damage),
@@ -264,7 +284,6 @@ impl Lane {
             }
         }
         self.queue.extend(self.open.drain(..));
-        Ok(())
     }
 
     /// Puts a record to its partition's open parcel. A parcel that it would overfill is queued first; then true.
@@ -342,6 +361,7 @@ impl Lane {
         self.suspects_in_a_row = 0;
         self.size_taken = Some(parcel.bytes());
         self.held_up.remove(&parcel.experiment);
+        self.taken_experiment = Some(parcel.experiment.clone());
         self.recovered();
         self.concurrency.success();
         let rejected = rejected_spans.min(tally.units);
@@ -377,7 +397,9 @@ impl Lane {
 
     fn blocked(&mut self, mut parcel: Parcel, failure: Failure, experiment_only: bool) {
         let pause = self.parts.delivery.blocked_retry;
-        if experiment_only {
+        // "Not permitted" is about the experiment only where another one is permitted.
+        let another_is_taken = self.taken_experiment.as_ref().is_some_and(|taken| *taken != parcel.experiment);
+        if experiment_only && (failure.status != "403" || another_is_taken) {
             if self.held_up.insert(parcel.experiment.clone()) {
                 warn!(
                     backend = self.parts.name,
@@ -392,6 +414,7 @@ impl Lane {
             // The connection is fine: others may pass while these wait.
             parcel.due = Instant::now() + pause;
             parcel.blocked = true;
+            parcel.unshare();
             self.recovered();
         } else {
             self.trouble(LaneState::Blocked, pause, &failure);
@@ -432,11 +455,13 @@ impl Lane {
         if case.is_convicted(now, parcel.successes_at_send) {
             return self.set_aside(parcel, reason, &failure).await;
         }
-        self.suspects_in_a_row += 1;
+        self.suspects_in_a_row += u32::from(!parcel.suspected);
+        parcel.suspected = true;
         if self.suspects_in_a_row >= BREAKER {
             self.trouble(LaneState::Blocked, self.parts.delivery.blocked_retry, &failure);
         }
         parcel.due = now + case.pause();
+        parcel.unshare();
         self.queue.push_back(parcel);
         Ok(())
     }
@@ -454,7 +479,9 @@ impl Lane {
         if self.parts.clock.uptime() < timeout.min(START_GRACE) {
             return None;
         }
-        let limit = self.parts.clock.now().clock_ms.saturating_sub(millis(timeout));
+        // All the time that the backend was ever blocked, not only this record's: what errs here errs on its side.
+        let idle_ms = self.parts.accounts.idle_ms(&self.parts.name);
+        let limit = self.parts.clock.now().clock_ms.saturating_sub(millis(timeout)).saturating_sub(idle_ms);
         let (expired, alive) = std::mem::take(&mut parcel.records)
             .into_iter()
             .partition::<Vec<_>, _>(|record| record.envelope.clock_ms < limit);
@@ -462,7 +489,7 @@ impl Lane {
         (!expired.is_empty()).then(|| Parcel {
             records: expired,
             experiment: parcel.experiment.clone(),
-            traces: BTreeSet::new(),
+            traces: parcel.traces.clone(),
             ..*parcel
         })
     }
@@ -559,6 +586,7 @@ impl Lane {
     /// The backend works again.
     fn recovered(&mut self) {
         self.backoff.reset();
+        self.note_idle(false);
         if let Mode::Probing(state, _) = std::mem::replace(&mut self.mode, Mode::Up) {
             info!(backend = self.parts.name, was = %state, "the backend takes requests again");
         }
@@ -578,13 +606,24 @@ impl Lane {
             );
         }
         self.note(failure);
+        self.note_idle(state == LaneState::Blocked);
         self.concurrency.trouble();
         self.mode = Mode::Probing(state, Instant::now() + pause);
     }
 
+    /// Puts the time in the books for which the operator had to act; goes on counting if `still`.
+    fn note_idle(&mut self, still: bool) {
+        let now = Instant::now();
+        let since = if still { self.blocked_since.replace(now) } else { self.blocked_since.take() };
+        if let Some(since) = since {
+            let idle = millis(now - since);
+            self.parts.accounts.settle(&self.parts.name, Tally::default(), |account| account.idle_ms += idle);
+        }
+    }
+
     fn report(&self) {
         let in_flight = u32::try_from(self.in_flight.len()).unwrap_or(u32::MAX);
-        let only_blocked = in_flight == 0 && self.at_end && self.queue.iter().any(|parcel| parcel.blocked);
+        let only_blocked = in_flight == 0 && !self.queue.is_empty() && self.queue.iter().all(|parcel| parcel.blocked);
         let (state, until) = match self.mode {
             // Nothing moves, and nothing will before the operator acts: that must not look well.
             Mode::Up if only_blocked => (LaneState::Blocked, self.queue.iter().map(|parcel| parcel.due).min()),
@@ -607,7 +646,11 @@ impl Lane {
         };
         let parcels = self.queue.iter().map(|parcel| parcel.due).min();
         let look = matches!(self.mode, Mode::Probing(LaneState::Blocked, _)).then(|| now + CREDENTIALS_LOOK_EVERY);
-        [not_before, parcels.max(not_before), look].into_iter().flatten().filter(|due| *due > now).min()
+        [not_before, parcels.max(not_before), look, self.read_again]
+            .into_iter()
+            .flatten()
+            .filter(|due| *due > now)
+            .min()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
+use bytes::Bytes;
 use spool::{Record, Tally};
 
 use super::suspect::Case;
@@ -29,6 +30,8 @@ pub(super) struct Parcel {
     pub(super) case: Option<Case>,
     /// It waits for the operator, although the backend takes other things.
     pub(super) blocked: bool,
+    /// It is one record, and was counted among those refused alone.
+    pub(super) suspected: bool,
     /// Deliveries that the lane had seen when it was last sent.
     pub(super) successes_at_send: u64,
 }
@@ -44,6 +47,7 @@ impl Parcel {
             due: now,
             case: None,
             blocked: false,
+            suspected: false,
             successes_at_send: 0,
         }
     }
@@ -54,6 +58,14 @@ impl Parcel {
 
     pub(super) fn bytes(&self) -> u64 {
         self.records.iter().map(|record| record.payload.len() as u64).sum()
+    }
+
+    /// Lets go of the commit groups that the payloads are parts of: a small record that waits long must not keep
+    /// megabytes of its neighbours in memory.
+    pub(super) fn unshare(&mut self) {
+        for record in &mut self.records {
+            record.payload = Bytes::copy_from_slice(&record.payload);
+        }
     }
 
     pub(super) fn batch(&self) -> Batch {

@@ -26,6 +26,8 @@ const GROUP_JOBS: usize = 1024;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// What envelope, header and padding of a frame take at most, for the check whether there is room.
 const FRAME_OVERHEAD: u64 = 4096;
+/// How often it is looked whether kept segments have become too old.
+const RECLAIM_EVERY: Duration = Duration::from_secs(10);
 /// How often the bytes beside the journal are counted.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
 
@@ -88,6 +90,8 @@ struct Checkpointed {
     version: u64,
     /// The lowest record that a backend needed then. Nothing from it on may go.
     lowest_needed: u64,
+    /// When segments were last looked through.
+    reclaimed_at: Instant,
 }
 
 type Answer = oneshot::Sender<Result<Receipt, Refusal>>;
@@ -105,7 +109,8 @@ impl Committer {
     /// # Errors
     /// When the journal failed. Nothing was acknowledged after the failure, and the process must end.
     pub fn run(mut self, runtime: &Handle) -> Result<Writer, Error> {
-        let mut checkpointed = Checkpointed { at: Instant::now(), version: u64::MAX, lowest_needed: 0 };
+        let mut checkpointed =
+            Checkpointed { at: Instant::now(), version: u64::MAX, lowest_needed: 0, reclaimed_at: Instant::now() };
         let mut waiting = VecDeque::new();
         let mut received = Vec::new();
         loop {
@@ -166,12 +171,17 @@ impl Committer {
         }
         if let Some((state, version)) = saved {
             let lowest_needed = state.lowest_needed().unwrap_or(0);
-            *checkpointed = Checkpointed { at: Instant::now(), version, lowest_needed };
+            checkpointed.at = Instant::now();
+            checkpointed.version = version;
+            checkpointed.lowest_needed = lowest_needed;
+        }
+        if due || checkpointed.reclaimed_at.elapsed() >= RECLAIM_EVERY {
+            checkpointed.reclaimed_at = Instant::now();
             let keep = Keep {
                 since_clock_ms: now.clock_ms.saturating_sub(millis(self.parts.limits.keep_delivered)),
                 bytes: self.parts.limits.keep_delivered_bytes,
             };
-            self.reclaim(lowest_needed, keep)?;
+            self.reclaim(checkpointed.lowest_needed, keep);
         }
         Ok(())
     }
@@ -220,9 +230,7 @@ impl Committer {
         };
         if over_cap(self) || over_disk(self) {
             // What is kept for replay gives way first.
-            if let Err(error) = self.reclaim(lowest_needed, Keep { since_clock_ms: u64::MAX, bytes: 0 }) {
-                warn!(%error, "cannot remove delivered segments");
-            }
+            self.reclaim(lowest_needed, Keep { since_clock_ms: u64::MAX, bytes: 0 });
         }
         if over_cap(self) {
             return Err(Refusal::Full { max_bytes });
@@ -243,12 +251,15 @@ impl Committer {
         bytes
     }
 
-    fn reclaim(&mut self, lowest_needed: u64, keep: Keep) -> Result<(), Error> {
-        let reclaimed = self.parts.writer.reclaim(lowest_needed, keep)?;
-        if reclaimed.segments > 0 {
-            debug!(segments = reclaimed.segments, bytes = reclaimed.bytes, "removed what every backend is past");
+    fn reclaim(&mut self, lowest_needed: u64, keep: Keep) {
+        match self.parts.writer.reclaim(lowest_needed, keep) {
+            Ok(reclaimed) if reclaimed.segments > 0 => {
+                debug!(segments = reclaimed.segments, bytes = reclaimed.bytes, "removed what every backend is past");
+            }
+            Ok(_) => {}
+            // They are still there, and will be tried again; the cap sees to it that they do no harm.
+            Err(error) => warn!(%error, "cannot remove delivered segments"),
         }
-        Ok(())
     }
 
     fn draft(&self, submission: Submission) -> Draft {

@@ -123,7 +123,8 @@ impl Ledger {
 /// attempts, of which there are only ever more. What an operator decided stays as the journal has it.
 pub fn merge(state: &mut State, ledger: BTreeMap<String, Account>) {
     for (name, further) in ledger {
-        if let Some(account) = state.accounts.get_mut(&name).filter(|account| further.attempts > account.attempts) {
+        let progress = |account: &Account| (account.attempts, account.settled());
+        if let Some(account) = state.accounts.get_mut(&name).filter(|account| progress(&further) > progress(account)) {
             *account = Account { start: account.start, end: account.end, paused: account.paused, ..further };
         }
     }
@@ -146,6 +147,7 @@ struct Row {
     damaged: u64,
     not_applicable: u64,
     attempts: u64,
+    idle_ms: u64,
 }
 
 impl From<&Account> for Row {
@@ -165,6 +167,7 @@ impl From<&Account> for Row {
             damaged: account.damaged,
             not_applicable: account.not_applicable,
             attempts: account.attempts,
+            idle_ms: account.idle_ms,
         }
     }
 }
@@ -186,6 +189,7 @@ impl From<Row> for Account {
             damaged: row.damaged,
             not_applicable: row.not_applicable,
             attempts: row.attempts,
+            idle_ms: row.idle_ms,
             ..Self::default()
         }
     }

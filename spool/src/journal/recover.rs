@@ -75,7 +75,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let next_record = infos.iter().map(|info| info.next_record).max().unwrap_or(1).saturating_add(lost.records);
     let next_record = [next_record, options.record_floor, doubtful.next_record]
         .into_iter()
-        .chain(state.accounts.values().map(|account| account.place))
+        .chain(state.accounts.values().map(crate::Account::seen))
         .fold(1, u64::max);
     let sequence = infos.iter().map(|info| info.next_sequence).max().unwrap_or(1).saturating_add(lost.groups);
 

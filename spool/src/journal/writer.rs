@@ -107,7 +107,7 @@ impl Writer {
             first_sequence: start.sequence,
             created: now,
         };
-        let active = Active::create(&shared, header, segment_size(&options, batch.length))?;
+        let active = Active::create_for(&shared, &options, header, &batch)?;
         let next_sequence = start.sequence;
         let mut writer =
             Self { shared, options, active, next_record: first_record, next_sequence, batch, poisoned: false };
@@ -203,7 +203,7 @@ impl Writer {
             created: now,
         };
         // The new segment first: when there is no room for it, the old one stays open for smaller groups.
-        let active = Active::create(&self.shared, header, segment_size(&self.options, self.batch.length))?;
+        let active = Active::create_for(&self.shared, &self.options, header, &self.batch)?;
         if let Err(error) = self.seal_active() {
             // The old one stays in use if the disk was full. If this fails too, the next roll replaces the file, and a
             // start removes it, because there is no group in it.
@@ -281,6 +281,17 @@ struct Active {
 }
 
 impl Active {
+    /// A segment for `batch` and what follows. Where there is no room for a whole one, facts alone still get one that
+    /// just fits them: places and checkpoints are what frees the disk again.
+    fn create_for(shared: &Shared, options: &Options, header: Header, batch: &Batch) -> Result<Self, Error> {
+        match Self::create(shared, header, segment_size(options, batch.length)) {
+            Err(Error::Full { .. }) if batch.records.is_empty() => {
+                Self::create(shared, header, BLOCK + group::extent(batch.length) + FOOTER_ROOM)
+            }
+            created => created,
+        }
+    }
+
     /// Makes a segment of `size` bytes that is durable under its name, with no group in it.
     fn create(shared: &Shared, header: Header, size: u64) -> Result<Self, Error> {
         let (disk, dir) = (&shared.inner.disk, &shared.inner.dir);
