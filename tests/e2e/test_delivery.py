@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import time
 import zlib
 
 import grpc
@@ -144,6 +145,63 @@ def test_a_backend_that_wants_the_operator_blocks_and_keeps_everything(make_daem
     receiver.refuse = lambda spans: None
     wait_until(lambda: receiver.has(ids), "delivered once the backend is put right")
     assert daemon.wait_drained()["state"] == "up"
+
+
+@pytest.mark.parametrize("kind, answer", [("otlp_http", 413), ("otlp_http", 400), ("otlp_grpc", grpc.StatusCode.INTERNAL)])
+def test_a_backend_that_refuses_everything_condemns_nothing(make_daemon, receiver, kind, answer):
+    receiver.refuse = lambda spans: answer
+    daemon = make_daemon([receiver.backend(kind)]).start()
+    client, sent = HttpClient(daemon.port), []
+    for _ in range(30):
+        request, ids = make_request(1)
+        assert client.send(request).ok
+        sent += ids
+    blocked = wait_until(
+        lambda: (daemon.backend() if daemon.backend()["state"] == "blocked" else False, daemon.backend()), "the backend is blocked"
+    )
+    assert blocked["backlog"]["records"] == 30 and blocked["dead"]["records"] == 0, blocked
+    receiver.refuse = lambda spans: None
+    wait_until(lambda: receiver.has(sent), "delivered once the backend is put right")
+    account = daemon.wait_drained()
+    assert account["dead"]["records"] == 0 and account["delivered"]["spans"] == 30, account
+    assert_balanced(account)
+
+
+def test_what_comes_while_no_backend_is_configured_waits_for_the_next_one(make_daemon, receiver):
+    small = {"segment_bytes": "64KiB", "keep_delivered": "0s"}
+    daemon = make_daemon([receiver.backend("otlp_http")], spool=small).start()
+    request, first = make_request(1)
+    assert HttpClient(daemon.port).send(request).ok
+    wait_until(lambda: receiver.has(first), "delivered")
+    daemon.wait_drained()
+    daemon.terminate()
+
+    configured = daemon.config["backend"]
+    # As a service: an ordinary user's daemon would make a `file` backend of its own.
+    service = {"INVOCATION_ID": "0" * 32}
+    daemon.config["backend"] = []
+    daemon.write_config()
+    daemon.start(**service)
+    removed = daemon.status()["backends"][0]
+    assert removed["state"] == "removed" and removed["owed"] == 1
+    client, waiting = HttpClient(daemon.port), []
+    # Segments that nobody needs go with the checkpoint of every second: traffic over a few of them.
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        request, ids = make_request(1, padding=16384)
+        assert client.send(request).ok
+        waiting += ids
+    removed = daemon.status()["backends"][0]
+    assert removed["owed"] == 1 and removed["backlog"]["records"] == 0, "a removed backend is owed nothing new"
+    daemon.kill9()
+    daemon.start(**service)
+    daemon.terminate()
+
+    daemon.config["backend"] = configured
+    daemon.write_config()
+    daemon.start()
+    wait_until(lambda: receiver.has(waiting), "delivered when there is a backend again")
+    assert_balanced(daemon.wait_drained())
 
 
 def test_a_dead_backend_does_not_delay_another(make_daemon, receiver, directory):
