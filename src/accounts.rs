@@ -190,6 +190,12 @@ impl Accounts {
         self.lock().entries.get(name).is_some_and(|entry| entry.account.is_finished(record))
     }
 
+    /// Behind the highest record that a backend's books know of.
+    #[must_use]
+    pub fn seen(&self, name: &str) -> u64 {
+        self.lock().entries.get(name).map_or(0, |entry| entry.account.seen())
+    }
+
     /// For how long delivery was held up until an operator acted, ever.
     #[must_use]
     pub fn idle_ms(&self, name: &str) -> u64 {

@@ -60,8 +60,7 @@ impl View {
 
     /// The daemon at this moment. Reads a record of each backend from the disk, for its age.
     pub fn status(&self) -> Status {
-        let refused = self.received.totals();
-        self.accounts.set_refused(refused.full, refused.invalid, refused.too_large);
+        self.received.enter(&self.accounts);
         let report = self.accounts.report();
         let received = report.received;
         Status {

@@ -49,28 +49,19 @@ pub(super) fn count_received(state: &mut State, journal: &Shared) -> Result<(), 
 }
 
 /// Notes which backends are in the configuration now and were not, and the other way round. Staged only.
-pub(super) fn enrol(state: &mut State, backends: &[Backend], writer: &mut Writer, now: Now) -> Result<(), Error> {
+pub(super) fn enrol(state: &mut State, backends: &[Backend], writer: &mut Writer, now: Now) {
     let (first, next) = (writer.shared().first_record(), writer.shared().next_record());
-    let owed_to_nobody = state.owed_to_nobody().map(|record| record.max(first));
+    // What came in while there was no backend at all belongs to the first one there is.
+    let from_now = state.owed_to_nobody().map_or(next, |record| record.max(first));
     let mut controls = Vec::new();
     let mut is_first = state.accounts.is_empty();
     for backend in backends {
         let name = backend.name.clone();
         let start = match (state.accounts.get(&name), backend.start_at) {
             (Some(account), _) if !account.is_removed() => continue,
-            // What came in while there was no backend at all belongs to the first one there is.
-            (Some(_), _) | (None, StartAt::Now | StartAt::Auto) if owed_to_nobody.is_some() => {
-                owed_to_nobody.unwrap_or(next)
-            }
-            (Some(_), _) | (None, StartAt::Now) => next,
             (None, StartAt::Oldest) => first,
-            (None, StartAt::Auto) => {
-                if is_first {
-                    first
-                } else {
-                    next
-                }
-            }
+            (None, StartAt::Auto) if is_first => first,
+            (Some(_), _) | (None, StartAt::Now | StartAt::Auto) => from_now,
         };
         is_first = false;
         controls.push(Control::BackendAdded { name, start });
@@ -84,7 +75,6 @@ pub(super) fn enrol(state: &mut State, backends: &[Backend], writer: &mut Writer
         state.apply(control);
         writer.stage_control(control, now);
     }
-    Ok(())
 }
 
 /// Tells the books what each backend waits for.

@@ -137,7 +137,7 @@ impl Built {
         books::count_aside(&mut state, &side.shared)?;
         let clock = Clock::from(state.clock_ms);
         let now = clock.now();
-        books::enrol(&mut state, &config.backends, &mut journal.writer, now)?;
+        books::enrol(&mut state, &config.backends, &mut journal.writer, now);
         books::close_aside(&mut state, &side.shared);
         // What ledger and side journal knew better is the journal's from here on.
         journal.writer.stage_checkpoint(&state, now);
@@ -294,7 +294,7 @@ impl Running {
         self.follower.abort();
         // It may be in the middle of a save; the checkpoint below knows more than the ledger in any case.
         let _ = self.follower.await;
-        note_refused(&self.accounts, &self.received);
+        self.received.enter(&self.accounts);
         let now = self.clock.now();
         for closed in [writer.close(now, &self.accounts.snapshot(now.clock_ms).0), self.side.close(now)] {
             match closed {
@@ -336,9 +336,9 @@ async fn follow(ledger: Option<Arc<Ledger>>, accounts: Arc<Accounts>, received: 
     let mut saved = accounts.version();
     loop {
         tokio::time::sleep(LEDGER_EVERY).await;
-        note_refused(&accounts, &received);
+        received.enter(&accounts);
+        let Some(open) = ledger.clone().filter(|_| accounts.version() != saved) else { continue };
         let (state, version) = accounts.snapshot(clock.now().clock_ms);
-        let Some(open) = ledger.clone().filter(|_| version != saved) else { continue };
         saved = version;
         match tokio::task::spawn_blocking(move || open.save(&state)).await {
             Ok(Ok(())) => {}
@@ -350,11 +350,6 @@ async fn follow(ledger: Option<Arc<Ledger>>, accounts: Arc<Accounts>, received: 
             Err(_) => ledger = None,
         }
     }
-}
-
-fn note_refused(accounts: &Accounts, received: &Received) {
-    let totals = received.totals();
-    accounts.set_refused(totals.full, totals.invalid, totals.too_large);
 }
 
 fn limits(config: &Config) -> Limits {
@@ -393,10 +388,10 @@ fn open_journal(dir: &Path, options: Options) -> Result<Opened, Fatal> {
         warn!(frames = torn.frames, kept_in = %torn.kept_in.display(), "the last write was torn; it had not been acknowledged");
     }
     for damage in &recovery.damage {
-        error!(journal = %dir.display(), segment = damage.segment, offset = damage.offset, "the journal is damaged; run `tracespool verify`");
+        error!(journal = %dir.display(), segment = damage.segment, offset = damage.offset, "the journal is damaged; the files stay as they are");
     }
     for path in &recovery.unreadable {
-        error!(segment = %path.display(), "a segment can't be read and is left out; it is kept for `tracespool verify`");
+        error!(segment = %path.display(), "a segment can't be read and is left out; the file stays as it is");
     }
     Ok(opened)
 }

@@ -72,6 +72,8 @@ pub struct Lane {
     mode: Mode,
     backoff: Backoff,
     concurrency: Concurrency,
+    /// Only below this number can there be records that were finished before they are read.
+    seen_at_start: u64,
     /// Everything durable was read.
     at_end: bool,
     /// Deliveries seen.
@@ -126,6 +128,7 @@ impl Lane {
             mode: Mode::Up,
             backoff: Backoff::new(backoff_initial, backoff_max),
             concurrency: Concurrency::new(usize::try_from(workers).unwrap_or(1)),
+            seen_at_start: parts.accounts.seen(&parts.name),
             at_end: false,
             successes: 0,
             suspects_in_a_row: 0,
@@ -268,7 +271,7 @@ impl Lane {
             match step {
                 Step::Record(record) => {
                     self.skip(place..record.number);
-                    if self.is_finished(record.number) {
+                    if record.number < self.seen_at_start && self.is_finished(record.number) {
                         continue;
                     }
                     self.held += record.tally();
@@ -306,7 +309,7 @@ impl Lane {
             let ids = crate::otlp::validate(&record.payload).map(|summary| summary.trace_ids).unwrap_or_default();
             open[at].traces.extend(ids);
         }
-        open[at].records.push(record);
+        open[at].push(record);
         full
     }
 
@@ -366,7 +369,7 @@ impl Lane {
         self.concurrency.success();
         let rejected = rejected_spans.min(tally.units);
         let taken = Tally { spans: tally.spans - rejected, units: tally.units - rejected, ..tally };
-        self.finish(&parcel.records, |account| {
+        self.finish(&parcel, |account| {
             account.delivered += taken;
             account.rejected += rejected;
         });
@@ -482,16 +485,7 @@ impl Lane {
         // All the time that the backend was ever blocked, not only this record's: what errs here errs on its side.
         let idle_ms = self.parts.accounts.idle_ms(&self.parts.name);
         let limit = self.parts.clock.now().clock_ms.saturating_sub(millis(timeout)).saturating_sub(idle_ms);
-        let (expired, alive) = std::mem::take(&mut parcel.records)
-            .into_iter()
-            .partition::<Vec<_>, _>(|record| record.envelope.clock_ms < limit);
-        parcel.records = alive;
-        (!expired.is_empty()).then(|| Parcel {
-            records: expired,
-            experiment: parcel.experiment.clone(),
-            traces: parcel.traces.clone(),
-            ..*parcel
-        })
+        parcel.take(|record| record.envelope.clock_ms < limit)
     }
 
     /// Copies records to the side journal, and moves the place over them when they are durable there.
@@ -521,7 +515,7 @@ impl Lane {
                     status = failure.status,
                     "set aside as dead letters"
                 );
-                self.finish(&parcel.records, |account| {
+                self.finish(&parcel, |account| {
                     account.dead += tally;
                     account.side_place = account.side_place.max(side_place);
                 });
@@ -539,11 +533,11 @@ impl Lane {
     }
 
     /// Notes in the books how records ended.
-    fn finish(&mut self, records: &[Record], change: impl FnOnce(&mut spool::Account)) {
-        let tally = records.iter().fold(Tally::default(), |sum, record| sum.plus(record.tally()));
+    fn finish(&mut self, parcel: &Parcel, change: impl FnOnce(&mut spool::Account)) {
+        let tally = parcel.tally();
         self.held = self.held.less(tally);
         self.parts.accounts.settle(&self.parts.name, tally, |account| {
-            for record in records {
+            for record in &parcel.records {
                 account.finish(record.number..record.number + 1);
             }
             change(account);
@@ -564,7 +558,7 @@ impl Lane {
             segment = damage.segment,
             offset = damage.offset,
             records = lost,
-            "records can't be read from the spool; run `tracespool verify`"
+            "records can't be read from the spool; the files stay as they are"
         );
         let tally = Tally { records: lost, units: lost, ..Tally::default() };
         self.parts.accounts.settle(&self.parts.name, tally, |account| {

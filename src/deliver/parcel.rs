@@ -16,6 +16,8 @@ pub(super) type TraceId = [u8; 16];
 #[derive(Debug)]
 pub(super) struct Parcel {
     pub(super) records: Vec<Record>,
+    /// Of all payloads; asked for every record that is packed.
+    bytes: u64,
     /// All of them go to this experiment, where the backend tells experiments apart.
     pub(super) experiment: Option<String>,
     /// Traces in it; empty for backends that take the same trace in two requests at once.
@@ -40,6 +42,7 @@ impl Parcel {
     pub(super) fn new(experiment: Option<String>, now: Instant) -> Self {
         Self {
             records: Vec::new(),
+            bytes: 0,
             experiment,
             traces: BTreeSet::new(),
             attempts: 0,
@@ -57,7 +60,12 @@ impl Parcel {
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.records.iter().map(|record| record.payload.len() as u64).sum()
+        self.bytes
+    }
+
+    pub(super) fn push(&mut self, record: Record) {
+        self.bytes += record.payload.len() as u64;
+        self.records.push(record);
     }
 
     /// Lets go of the commit groups that the payloads are parts of: a small record that waits long must not keep
@@ -79,16 +87,21 @@ impl Parcel {
     /// Two halves, each to be sent at once. The parcel has two records at least.
     pub(super) fn halves(mut self) -> [Self; 2] {
         let second = self.records.split_off(self.records.len() / 2);
-        let half = |records| Self {
-            records,
-            experiment: self.experiment.clone(),
-            // An over-approximation: both halves wait for each other's traces.
-            traces: self.traces.clone(),
-            ..self
-        };
-        let second = half(second);
-        let first = half(std::mem::take(&mut self.records));
-        [first, second]
+        let first = std::mem::take(&mut self.records);
+        [self.part(first), self.part(second)]
+    }
+
+    /// Takes out the records that `chosen` says; `None` when there are none.
+    pub(super) fn take(&mut self, chosen: impl FnMut(&Record) -> bool) -> Option<Self> {
+        let (taken, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.records).into_iter().partition(chosen);
+        *self = self.part(left);
+        (!taken.is_empty()).then(|| self.part(taken))
+    }
+
+    /// Some of its records, with its history. All parts wait for each other's traces, which is more than need be.
+    fn part(&self, records: Vec<Record>) -> Self {
+        let bytes = records.iter().map(|record| record.payload.len() as u64).sum();
+        Self { records, bytes, experiment: self.experiment.clone(), traces: self.traces.clone(), ..*self }
     }
 }
 
@@ -96,4 +109,30 @@ impl Parcel {
 pub(super) fn take_due(queue: &mut VecDeque<Parcel>, busy: &BTreeSet<TraceId>, now: Instant) -> Option<Parcel> {
     let at = queue.iter().position(|parcel| parcel.due <= now && parcel.traces.is_disjoint(busy))?;
     queue.remove(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spool::Envelope;
+
+    fn parcel(sizes: &[usize]) -> Parcel {
+        let mut parcel = Parcel::new(Some("7".to_owned()), Instant::now());
+        for (number, size) in (1..).zip(sizes) {
+            parcel.push(Record { number, envelope: Envelope::default(), payload: vec![0; *size].into() });
+        }
+        parcel
+    }
+
+    #[test]
+    fn parts_share_the_records_and_weigh_what_they_hold() {
+        let mut whole = parcel(&[1, 10, 100]);
+        assert_eq!(whole.bytes(), 111);
+        let taken = whole.take(|record| record.number == 2).expect("there is one");
+        assert_eq!((taken.bytes(), whole.bytes()), (10, 101));
+        assert!(whole.take(|_| false).is_none() && whole.bytes() == 101, "nothing taken, nothing changed");
+        let [first, second] = whole.halves();
+        assert_eq!((first.bytes(), second.bytes()), (1, 100));
+        assert_eq!(second.experiment.as_deref(), Some("7"));
+    }
 }

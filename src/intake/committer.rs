@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spool::disk::Disk;
-use spool::{Draft, Envelope, Error, Keep, Kind, State, Writer};
+use spool::{Draft, Envelope, Error, Keep, Kind, Writer};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, warn};
@@ -141,11 +141,9 @@ impl Committer {
         let now = self.parts.clock.now();
         let due =
             checkpointed.at.elapsed() >= CHECKPOINT_EVERY && checkpointed.version != self.parts.accounts.version();
-        let mut saved: Option<(State, u64)> = None;
-        if due {
-            let snapshot = self.parts.accounts.snapshot(now.clock_ms);
-            self.parts.writer.stage_checkpoint(&snapshot.0, now);
-            saved = Some(snapshot);
+        let snapshot = due.then(|| self.parts.accounts.snapshot(now.clock_ms));
+        if let Some((state, _)) = &snapshot {
+            self.parts.writer.stage_checkpoint(state, now);
         }
         let accounts = Arc::clone(&self.parts.accounts);
         let committed = self.parts.writer.commit(now, &mut || accounts.snapshot(now.clock_ms).0);
@@ -169,11 +167,10 @@ impl Committer {
                 let _ = answer.send(Ok(Receipt { record }));
             }
         }
-        if let Some((state, version)) = saved {
-            let lowest_needed = state.lowest_needed().unwrap_or(0);
+        if let Some((state, version)) = snapshot {
             checkpointed.at = Instant::now();
             checkpointed.version = version;
-            checkpointed.lowest_needed = lowest_needed;
+            checkpointed.lowest_needed = state.lowest_needed().unwrap_or(0);
         }
         if due || checkpointed.reclaimed_at.elapsed() >= RECLAIM_EVERY {
             checkpointed.reclaimed_at = Instant::now();

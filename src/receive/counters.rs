@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::refusal::Counted;
+use crate::accounts::Accounts;
 
 /// Counts of everything received since the start, shared by all doors.
 #[derive(Debug, Default)]
@@ -67,6 +68,12 @@ impl Received {
             metrics: read(&self.metrics.requests),
             logs: read(&self.logs.requests),
         }
+    }
+
+    /// Puts what was refused into the books, which keep it over restarts.
+    pub fn enter(&self, accounts: &Accounts) {
+        let Totals { full, invalid, too_large, .. } = self.totals();
+        accounts.set_refused(full, invalid, too_large);
     }
 
     /// One request was acknowledged.
