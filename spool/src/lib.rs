@@ -48,6 +48,7 @@ mod error;
 mod frame;
 mod group;
 mod journal;
+mod ranges;
 mod segment;
 mod state;
 mod tally;
@@ -60,6 +61,7 @@ pub use journal::{
     Committed, Damage, Draft, Inspected, Journal, Keep, Opened, Options, Reader, Reclaimed, Recovery, SegmentInfo,
     Shared, Step, Torn, Writer,
 };
+pub use ranges::Ranges;
 pub use segment::Stream;
 pub use state::{Account, Control, Discarded, Received, State};
 pub use tally::Tally;

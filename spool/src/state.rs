@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use crate::Ranges;
 use crate::tally::Tally;
 use crate::tlv::{self, CRITICAL, Encoder, Malformed};
 
@@ -95,8 +96,8 @@ pub struct Account {
     pub end: u64,
     /// First record that is not finished.
     pub place: u64,
-    /// Records above `place` that are finished, ascending, not touching.
-    pub finished: Vec<Range<u64>>,
+    /// Records above `place` that are finished.
+    pub finished: Ranges,
     /// Records at or below this number of the side journal are in `dead` and `parked`.
     pub side_place: u64,
     /// Taken by the backend.
@@ -154,31 +155,23 @@ impl Account {
     /// Notes that `records` need nothing more. The place moves over the contiguous finished part; what is finished
     /// above a gap is kept as ranges, of which there are about as many as requests under way.
     pub fn finish(&mut self, records: Range<u64>) {
-        let records = records.start.max(self.place)..records.end;
-        if records.is_empty() {
-            return;
-        }
-        let finished = &mut self.finished;
-        let from = finished.partition_point(|range| range.end < records.start);
-        let to = finished.partition_point(|range| range.start <= records.end);
-        let merged =
-            finished[from..to].iter().fold(records, |all, range| all.start.min(range.start)..all.end.max(range.end));
-        finished.splice(from..to, [merged]);
-        if finished[0].start <= self.place {
-            self.place = finished.remove(0).end;
+        self.finished.insert(records.start.max(self.place)..records.end);
+        if let Some(first) = self.finished.first().filter(|first| first.start <= self.place) {
+            self.place = first.end;
+            self.finished.remove(first);
         }
     }
 
     /// Behind the highest record that this account knows of.
     #[must_use]
     pub fn seen(&self) -> u64 {
-        self.finished.last().map_or(self.place, |range| range.end).max(self.end)
+        self.finished.end().unwrap_or(self.place).max(self.end)
     }
 
     /// Whether `record` needs nothing more from this backend's lane.
     #[must_use]
     pub fn is_finished(&self, record: u64) -> bool {
-        record < self.place || self.finished.iter().any(|range| range.contains(&record))
+        record < self.place || self.finished.contains(record)
     }
 }
 
@@ -379,7 +372,7 @@ impl Account {
                 ACCOUNT_FINISHED => {
                     for range in value.chunks(16) {
                         let [start, end] = tlv::as_u64s(range)?;
-                        account.finished.push(start..end);
+                        account.finished.insert(start..end);
                     }
                 }
                 ACCOUNT_DELIVERED => account.delivered = tally(value)?,
@@ -424,7 +417,7 @@ mod tests {
             start: 1,
             end: 99,
             place: 5,
-            finished: vec![7..9, 11..12],
+            finished: [7..9, 11..12].into_iter().collect(),
             side_place: 3,
             delivered: Tally::one(3, 1, 100),
             rejected: 1,
@@ -498,11 +491,11 @@ mod tests {
         let mut account = Account::from_record(10);
         account.finish(12..13);
         account.finish(14..16);
-        assert_eq!((account.place, account.finished.clone()), (10, vec![12..13, 14..16]));
+        assert_eq!((account.place, account.finished.iter().collect()), (10, vec![12..13, 14..16]));
         account.finish(13..14);
-        assert_eq!((account.place, account.finished.as_slice()), (10, std::slice::from_ref(&(12..16))));
+        assert_eq!((account.place, account.finished.first(), account.finished.count()), (10, Some(12..16), 4));
         account.finish(10..12);
-        assert_eq!((account.place, account.finished.clone()), (16, vec![]));
+        assert_eq!((account.place, account.finished.is_empty()), (16, true));
         account.finish(3..9);
         assert_eq!(account.place, 16, "what is behind the place changes nothing");
     }
@@ -520,7 +513,7 @@ mod tests {
                 for record in 0..70 {
                     prop_assert_eq!(account.is_finished(record), set.contains(&record));
                 }
-                prop_assert!(account.finished.windows(2).all(|pair| pair[0].end < pair[1].start));
+                prop_assert!(account.finished.first().is_none_or(|first| first.start > account.place));
             }
         }
     }

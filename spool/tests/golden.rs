@@ -32,7 +32,7 @@ fn state() -> State {
         start: 1,
         end: 17,
         place: 8,
-        finished: vec![10..12, 15..16],
+        finished: [10..12, 15..16].into_iter().collect(),
         side_place: 3,
         delivered: Tally { records: 1, traces: 2, spans: 3, units: 4, bytes: 5 },
         rejected: 6,

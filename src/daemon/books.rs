@@ -107,7 +107,7 @@ impl Cache<'_> {
 
     fn waiting(&mut self, account: &Account) -> Result<Tally, Error> {
         let mut waiting = self.from(account.place)?;
-        for range in &account.finished {
+        for range in account.finished.iter() {
             waiting -= self.from(range.start)?.less(self.from(range.end)?);
         }
         if account.is_removed() {

@@ -200,7 +200,7 @@ mod tests {
     use super::*;
 
     fn state(attempts: u64) -> State {
-        let finished = vec![9..12, 14..15];
+        let finished = [9..12, 14..15].into_iter().collect();
         let account = Account { place: 7, finished, attempts, ..Account::from_record(1) };
         State { accounts: [("a".to_owned(), account)].into(), ..State::default() }
     }
