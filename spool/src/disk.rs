@@ -9,7 +9,7 @@ pub mod sim;
 use std::fmt::Debug;
 use std::fs;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// A file system.
@@ -49,6 +49,12 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// The file system's.
     fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// How many names a file has.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn links(&self, path: &Path) -> io::Result<u64>;
 
     /// Makes the entries of `dir` durable: what was created, renamed or removed in it.
     ///
@@ -140,6 +146,10 @@ impl Disk for OsDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn links(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.nlink())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

@@ -20,7 +20,7 @@ use spool::{
 const WALL_NS: u64 = 1_700_000_000_000_000_000;
 
 fn options(stream: Stream) -> Options {
-    Options { stream, segment_bytes: 1 << 16, record_floor: 7 }
+    Options { stream, segment_bytes: 1 << 16, record_floor: 7, ..Options::default() }
 }
 
 fn open(dir: &Path, stream: Stream) -> Opened {

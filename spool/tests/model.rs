@@ -8,7 +8,7 @@ mod common;
 use common::driver::Driver;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use spool::disk::sim::{Failure, Fault, Loss, SimDisk};
+use spool::disk::sim::{Failure, Fault, Loss};
 use spool::{Control, Error, Options};
 
 #[derive(Debug, Clone)]
@@ -19,6 +19,7 @@ enum Op {
     Places(u64),
     /// Reclaims up to the place of the last checkpoint.
     Reclaim,
+    Prepare,
     Close,
     Kill,
     PowerCut(usize, u64),
@@ -40,6 +41,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (prop::collection::vec(length, 0..4), prop::option::of(0..3_u8)).prop_map(|(l, c)| Op::Commit(l, c)),
         2 => (0..=100_u64).prop_map(Op::Places),
         2 => Just(Op::Reclaim),
+        1 => Just(Op::Prepare),
         1 => Just(Op::Close),
         1 => Just(Op::Kill),
         2 => (0..9_usize, any::<u64>()).prop_map(|(loss, seed)| Op::PowerCut(loss, seed)),
@@ -101,6 +103,7 @@ impl Run {
                 Ok(())
             }
             Op::Reclaim => self.driver.reclaim(self.place),
+            Op::Prepare => self.driver.prepare(),
             _ => self.driver.close(),
         }
     }
@@ -136,10 +139,11 @@ proptest! {
     #[test]
     fn any_sequence_of_operations_equals_the_model(
         ops in prop::collection::vec(op(), 1..40),
+        keeping in any::<bool>(),
         segment_bytes in 12_000..70_000_u64,
         last in (0..9_usize, any::<u64>()),
     ) {
-        let mut driver = Driver::new(SimDisk::new());
+        let mut driver = Driver::new_keeping(keeping);
         driver.options = Options { segment_bytes, ..driver.options };
         let mut run = Run { driver, place: 0, next_place: 0 };
         ops.iter().for_each(|op| run.step(op));

@@ -411,6 +411,12 @@ impl SimDisk {
         self.lock().capacity = capacity;
     }
 
+    /// Bytes that files hold together.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.lock().used()
+    }
+
     /// Changing calls until now.
     #[must_use]
     pub fn calls(&self) -> u64 {
@@ -562,6 +568,13 @@ impl Disk for SimDisk {
             world.apply(Change { add: None, remove: Some(path.to_path_buf()) });
             Ok(())
         })
+    }
+
+    fn links(&self, path: &Path) -> io::Result<u64> {
+        let world = self.lock();
+        world.check()?;
+        let file = Entry::File(world.file(path)?);
+        Ok(world.seen.values().filter(|entry| **entry == file).count() as u64)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

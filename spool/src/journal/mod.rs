@@ -4,10 +4,13 @@ mod reader;
 mod reclaim;
 mod recover;
 mod scan;
+mod spare;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -21,7 +24,18 @@ use crate::{Error, Stream, Tally};
 pub use reader::{Damage, Reader, Step};
 pub use reclaim::{Keep, Reclaimed};
 pub use recover::{Recovery, Torn};
+pub use spare::KeptBack;
 pub use writer::{Committed, Writer};
+
+/// When a commit returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// After the sync.
+    #[default]
+    Sync,
+    /// After the write: what it returned for outlives the process, and the machine only after [`Writer::sync`].
+    Relaxed,
+}
 
 /// How a journal is laid out.
 #[derive(Debug, Clone, Copy)]
@@ -32,11 +46,21 @@ pub struct Options {
     pub segment_bytes: u64,
     /// No record gets a number below this: what others (an index, a backend's place) have seen already.
     pub record_floor: u64,
+    /// Files that are kept back for the segments to come.
+    pub kept_back: KeptBack,
+    /// When a commit returns.
+    pub durability: Durability,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stream: Stream::Main, segment_bytes: 64 << 20, record_floor: 1 }
+        Self {
+            stream: Stream::Main,
+            segment_bytes: 64 << 20,
+            record_floor: 1,
+            kept_back: KeptBack::default(),
+            durability: Durability::Sync,
+        }
     }
 }
 
@@ -173,11 +197,16 @@ struct Inner {
     dir: PathBuf,
     /// Ascending; the last one is being written. Locked for moments only, never over a call to the disk.
     segments: Mutex<Vec<SegmentInfo>>,
+    /// How often each segment is open for reading.
+    leases: Mutex<BTreeMap<u64, usize>>,
+    /// Bytes of the files that are kept back.
+    kept_back_bytes: AtomicU64,
 }
 
 impl Shared {
     fn new(disk: Arc<dyn Disk>, dir: PathBuf, segments: Vec<SegmentInfo>) -> Self {
-        Self { inner: Arc::new(Inner { disk, dir, segments: Mutex::new(segments) }) }
+        let (segments, leases) = (Mutex::new(segments), Mutex::default());
+        Self { inner: Arc::new(Inner { disk, dir, segments, leases, kept_back_bytes: AtomicU64::new(0) }) }
     }
 
     /// A reader from `place` on: the first record it returns has that number or the next higher one.
@@ -204,10 +233,11 @@ impl Shared {
         self.lock().first().map_or(1, |segment| segment.first_record)
     }
 
-    /// Bytes of all segment files, the allotted part of the one being written included.
+    /// Bytes of all segment files, the allotted part of the one being written and what is kept back included.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.lock().iter().map(|segment| segment.file_bytes).sum()
+        let segments: u64 = self.lock().iter().map(|segment| segment.file_bytes).sum();
+        segments + self.inner.kept_back_bytes.load(Ordering::Relaxed)
     }
 
     /// What is in the journal from `place` on. Reads group headers of one segment, no payload.
@@ -224,6 +254,10 @@ impl Shared {
             }
         }
         Ok(total)
+    }
+
+    fn leases(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.inner.leases.lock().expect("the leases are locked for moments that cannot panic")
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SegmentInfo>> {

@@ -238,7 +238,7 @@ impl Shared {
         Entry::at(&segments, index.min(segments.len().saturating_sub(1)))
     }
 
-    fn segment(&self, id: u64) -> Option<SegmentInfo> {
+    pub(super) fn segment(&self, id: u64) -> Option<SegmentInfo> {
         let segments = self.lock();
         segments.binary_search_by_key(&id, |segment| segment.id).ok().map(|index| segments[index])
     }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::scan::{Found, Frames, Groups, SegmentFile};
+use super::spare::{self, Spares};
 use super::writer::{Start, Writer, seal};
 use super::{Damage, Draft, Inspected, Opened, Options, SegmentInfo, Shared};
 use crate::disk::Disk;
@@ -22,6 +23,9 @@ use crate::{Error, Now};
 
 /// Where torn groups are kept, beside the segments.
 const QUARANTINE: &str = "quarantine";
+
+/// How much is kept of a torn group of unknown length where old bytes lie behind it.
+const TORN_RECYCLED: u64 = 1 << 20;
 
 /// What a start found and did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,10 +59,16 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     for path in &found.unfinished {
         disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
     }
+    let wanted = options.kept_back;
+    let spares = Spares::find(Arc::clone(&disk), dir, &found.names, wanted, options.segment_bytes)?;
     let highest_id = found.highest_id;
     let highest_epoch = found.segments.iter().map(|segment| segment.header.epoch).max().unwrap_or(0);
 
     recovery.clean = found.segments.last().is_none_or(|segment| segment.footer.is_some());
+    // Groups that were not synced one by one may be gone without a trace, with the numbers of their records: as many as
+    // fit a segment, because each was synced when the next was begun. A last one without groups may be gone too.
+    let unsynced = found.segments.last().filter(|segment| segment.header.relaxed);
+    let unsynced_records = unsynced.map_or(0, |segment| segment.length.max(options.segment_bytes) / frame::HEAD as u64);
     let tail = take_tail(&mut found.segments, &mut |path| {
         disk.remove(path).map_err(|source| Error::io("remove", path, source))
     })?;
@@ -73,7 +83,8 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
 
     let lost = found.lost;
     let next_record = infos.iter().map(|info| info.next_record).max().unwrap_or(1).saturating_add(lost.records);
-    let next_record = [next_record, options.record_floor, doubtful.next_record]
+    let next_record = next_record.max(doubtful.next_record).saturating_add(unsynced_records);
+    let next_record = [next_record, options.record_floor]
         .into_iter()
         .chain(state.accounts.values().map(crate::Account::seen))
         .fold(1, u64::max);
@@ -92,7 +103,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
         state: state.clone(),
         rewrite: doubtful.records,
     };
-    let writer = Writer::begin(shared.clone(), options, start)?;
+    let writer = Writer::begin(shared.clone(), options, spares, start)?;
     // Only now: until the rewritten records were synced, the old segments held their only copy.
     close(&*disk, dir, &shared, &closings)?;
     Ok(Opened { writer, shared, state, recovery })
@@ -140,6 +151,8 @@ struct FoundSegments {
     /// Readable ones, ascending.
     segments: Vec<Segment>,
     highest_id: u64,
+    /// All names in the directory.
+    names: Vec<String>,
     /// Segments that a start was making when it was cut short.
     unfinished: Vec<PathBuf>,
     /// What unreadable segments behind the last readable one can have held at most.
@@ -185,8 +198,9 @@ fn find(disk: &dyn Disk, dir: &Path, options: Options, recovery: &mut Recovery) 
             }
         }
     }
-    let unfinished = names.iter().filter(|name| segment::is_unfinished(name)).map(|name| dir.join(name)).collect();
-    Ok(FoundSegments { segments, highest_id: ids.last().copied().unwrap_or(0), unfinished, lost })
+    let is_unfinished = |name: &&String| segment::is_unfinished(name) || spare::is_unfinished(name);
+    let unfinished = names.iter().filter(is_unfinished).map(|name| dir.join(name)).collect();
+    Ok(FoundSegments { segments, highest_id: ids.last().copied().unwrap_or(0), names, unfinished, lost })
 }
 
 /// What came of opening a segment file.
@@ -201,8 +215,12 @@ impl Segment {
         let file = disk.open(path, false).map_err(|source| Error::io("open", path, source))?;
         let ends = segment::read_ends(&*file, path)?;
         let length = ends.length;
-        let mut file =
-            SegmentFile { file: file.into(), path: path.to_path_buf(), stamp: Stamp { segment: id, epoch: 0 } };
+        let mut file = SegmentFile {
+            file: file.into(),
+            path: path.to_path_buf(),
+            stamp: Stamp { segment: id, epoch: 0 },
+            _lease: None,
+        };
         let (header, header_lost) = match ends.header {
             Ok(header) => (Some(header), false),
             Err(BadHeader::Newer(version)) => return Err(Error::Newer { path: path.to_path_buf(), version }),
@@ -237,8 +255,12 @@ impl Segment {
         Ok(scan)
     }
 
-    /// Whether there are bytes where the next group would begin, at `offset`, other than a footer's.
+    /// Whether there are bytes where the next group would begin, at `offset`, other than a footer's. In a recycled file
+    /// that can't be told, but for the first group, whose first block was made zero.
     fn is_written_at(&self, offset: u64) -> Result<bool, Error> {
+        if self.header.recycled && offset != BLOCK {
+            return Ok(false);
+        }
         let mut written = false;
         self.file.each_block(offset, self.length.min(offset.saturating_add(BLOCK)), |_, block| {
             written = !is_zero(block) && !Footer::begins(block);
@@ -248,27 +270,40 @@ impl Segment {
     }
 }
 
-/// What the header block said, from the footer or else from the first group that can be read: both repeat it.
+/// What the header block said, from the footer or else from the first group that can be read: both repeat it. But for
+/// its flags: the worst is assumed.
 fn header_from_rest(file: &SegmentFile, ends: &Ends, options: Options) -> Result<Option<Header>, Error> {
     if let (Some(footer), Some(stamp)) = (&ends.footer, ends.named) {
         let Footer { first_record, first_sequence, created, .. } = *footer;
-        let Stamp { segment, epoch } = stamp;
-        return Ok(Some(Header { stream: options.stream, segment, epoch, first_record, first_sequence, created }));
+        return Ok(Some(rebuilt(stamp, options, first_record, first_sequence, created)));
     }
     let mut header = None;
     file.each_block(BLOCK, ends.length, |at, block| {
         let stamp = Group::named_stamp(block).filter(|stamp| stamp.segment == file.stamp.segment);
         header = stamp.and_then(|stamp| {
             let group = Group::decode(block, stamp, at)?;
-            let Stamp { segment, epoch } = stamp;
             let Group { first_record, sequence: first_sequence, at: created, .. } = group;
             // Groups before this one are lost with the header: the walk begins with a sequence that skips to it.
             let first_sequence = first_sequence.saturating_sub((at - BLOCK) / BLOCK);
-            Some(Header { stream: options.stream, segment, epoch, first_record, first_sequence, created })
+            Some(rebuilt(stamp, options, first_record, first_sequence, created))
         });
         header.is_some()
     })?;
     Ok(header)
+}
+
+fn rebuilt(stamp: Stamp, options: Options, first_record: u64, first_sequence: u64, created: Now) -> Header {
+    Header {
+        stream: options.stream,
+        segment: stamp.segment,
+        epoch: stamp.epoch,
+        first_record,
+        first_sequence,
+        created,
+        // No record number must be used twice, whatever the header said.
+        recycled: true,
+        relaxed: true,
+    }
 }
 
 /// What a walk over an unsealed segment found.
@@ -372,7 +407,9 @@ impl Doubtful {
         }
         // A group whose header did not get to the disk, behind one that did.
         if torn.is_none() && segment.is_written_at(scan.end())? {
-            torn = Some((0, scan.end(), u64::MAX));
+            // How long it was is not known.
+            let length = if segment.header.recycled { TORN_RECYCLED } else { u64::MAX };
+            torn = Some((0, scan.end(), length));
         }
         if let Some((frames, offset, length)) = torn {
             let kept_in = quarantine(disk, dir, segment, offset, length)?;

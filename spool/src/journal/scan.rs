@@ -19,19 +19,57 @@ const NUMBER_MAX: u64 = 1 << 62;
 /// How much is read at once when looking for the next group behind damage.
 const SEARCH_BYTES: usize = 1 << 20;
 
+/// Says that somebody reads a segment.
+#[derive(Debug)]
+pub(super) struct Lease {
+    shared: Shared,
+    segment: u64,
+}
+
+impl Lease {
+    fn take(shared: &Shared, segment: u64) -> Self {
+        *shared.leases().entry(segment).or_insert(0) += 1;
+        Self { shared: shared.clone(), segment }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut leases = self.shared.leases();
+        if let Some(count) = leases.get_mut(&self.segment) {
+            *count -= 1;
+            if *count == 0 {
+                leases.remove(&self.segment);
+            }
+        }
+    }
+}
+
 /// An open segment, and what is needed to check its bytes.
 #[derive(Debug, Clone)]
 pub(super) struct SegmentFile {
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) path: PathBuf,
     pub(super) stamp: Stamp,
+    /// While it is held, the file is not used again for another segment.
+    pub(super) _lease: Option<Arc<Lease>>,
 }
 
 impl SegmentFile {
+    /// Opens a segment to read it.
+    ///
+    /// # Errors
+    /// `NotFound` when it was reclaimed meanwhile.
     pub(super) fn open(shared: &Shared, info: &SegmentInfo) -> Result<Self, Error> {
         let path = segment::path(&shared.inner.dir, info.id);
+        let lease = Lease::take(shared, info.id);
         let file = shared.inner.disk.open(&path, false).map_err(|source| Error::io("open", &path, source))?;
-        Ok(Self { file: file.into(), path, stamp: info.stamp() })
+        // Who takes a segment off the catalogue looks at the leases afterwards. So either that is seen here, or the
+        // lease was seen there.
+        if shared.segment(info.id).is_none() {
+            return Err(Error::io("open", &path, std::io::ErrorKind::NotFound.into()));
+        }
+        Ok(Self { file: file.into(), path, stamp: info.stamp(), _lease: Some(Arc::new(lease)) })
     }
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
