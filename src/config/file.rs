@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use spool::Durability;
 use toml::de::DeTable;
 
 use super::section::{At, Document, Found, Section};
@@ -18,7 +19,6 @@ const NOT_YET: &[&str] = &[
     "receive.mlflow",
     "receive.socket.allow_uids",
     "spool.max_traces",
-    "spool.durability",
     "delivery.after_retry_timeout",
     "delivery.order",
     "delivery.use_mlflow_limits",
@@ -78,6 +78,7 @@ pub(super) struct Spool {
     pub min_free_disk: Option<Found<u64>>,
     pub keep_delivered: Option<Found<Duration>>,
     pub keep_delivered_bytes: Option<Found<u64>>,
+    pub durability: Option<Found<Durability>>,
 }
 
 #[derive(Debug, Default)]
@@ -225,6 +226,7 @@ fn spool(section: Section<'_, '_>) -> Spool {
         min_free_disk: section.bytes("min_free_disk"),
         keep_delivered: section.time("keep_delivered"),
         keep_delivered_bytes: section.bytes("keep_delivered_bytes"),
+        durability: choice(&section, "durability", &[("sync", Durability::Sync), ("relaxed", Durability::Relaxed)]),
     };
     section.finish();
     spool

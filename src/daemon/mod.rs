@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use spool::disk::OsDisk;
-use spool::{Journal, Opened, Options, Stream, Writer};
+use spool::{Journal, KeptBack, Opened, Options, Stream, Writer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -32,6 +32,10 @@ use state_dir::{StateDir, StateDirError};
 
 /// Jobs that may wait for the committer; their bytes are bounded by the doors' budget.
 const JOBS: usize = 4096;
+/// Size of the side journal's segments: it is small and seldom written.
+const SIDE_SEGMENT_BYTES: u64 = 4 << 20;
+/// Room for facts when a full disk has nothing else left.
+const BALLAST_BYTES: u64 = 1 << 20;
 /// How long clients are waited for after the doors closed. systemd gives the whole stop ten seconds.
 const DOORS_GRACE: Duration = Duration::from_secs(5);
 /// How often the ledger follows the books, at most.
@@ -120,14 +124,23 @@ impl Built {
             warn!(kept_in = %path.display(), error, "the ledger could not be read; it is built again from the journal");
         }
         let record_floor = ledger.accounts.values().map(spool::Account::seen).max().unwrap_or(1);
-        let options = Options { segment_bytes: config.spool.segment_bytes, record_floor, ..Options::default() };
+        let segment_bytes = config.spool.segment_bytes;
+        let options = Options {
+            segment_bytes,
+            record_floor,
+            kept_back: kept_back(segment_bytes, config.spool.max_bytes),
+            durability: config.spool.durability,
+            ..Options::default()
+        };
         let mut journal = open_journal(&state_dir.journal(), options)?;
-        // The side journal is small and seldom written.
         let side_places = journal.state.accounts.values().chain(ledger.accounts.values());
+        let side_segment_bytes = segment_bytes.min(SIDE_SEGMENT_BYTES);
         let side_options = Options {
             stream: Stream::Side,
-            segment_bytes: config.spool.segment_bytes.min(4 << 20),
+            segment_bytes: side_segment_bytes,
             record_floor: side_places.map(|account| account.side_place).max().unwrap_or(1),
+            kept_back: kept_back(side_segment_bytes, config.spool.max_bytes),
+            ..Options::default()
         };
         let side = open_journal(&state_dir.side(), side_options)?;
 
@@ -196,7 +209,13 @@ impl Built {
         let doors = doors
             .serve(Arc::new(reception), doors_stopped)
             .map_err(|source| Fatal::System { operation: "open the doors", source })?;
-        let follower = tokio::spawn(follow(ledger.clone(), Arc::clone(&accounts), Arc::clone(&received), clock));
+        let follower = tokio::spawn(follow(
+            ledger.clone(),
+            Arc::clone(&side),
+            Arc::clone(&accounts),
+            Arc::clone(&received),
+            clock,
+        ));
         let view = Arc::new(admin::View {
             kinds: kinds(config),
             max_bytes: config.spool.max_bytes,
@@ -330,13 +349,30 @@ fn why_ended(ended: Result<Result<Writer, spool::Error>, oneshot::error::RecvErr
     }
 }
 
+/// In small steps, what the side journal keeps back for a full disk.
+async fn keep_back(side: &Arc<Side>) {
+    if side.is_prepared() {
+        return;
+    }
+    let side = Arc::clone(side);
+    // A panic in there would be a bug of its own; there is nothing to be done here.
+    let _ = tokio::task::spawn_blocking(move || side.prepare()).await;
+}
+
 /// Keeps the ledger close behind the books.
-async fn follow(ledger: Option<Arc<Ledger>>, accounts: Arc<Accounts>, received: Arc<Received>, clock: Clock) {
+async fn follow(
+    ledger: Option<Arc<Ledger>>,
+    side: Arc<Side>,
+    accounts: Arc<Accounts>,
+    received: Arc<Received>,
+    clock: Clock,
+) {
     let mut ledger = ledger;
     let mut saved = accounts.version();
     loop {
         tokio::time::sleep(LEDGER_EVERY).await;
         received.enter(&accounts);
+        keep_back(&side).await;
         let Some(open) = ledger.clone().filter(|_| accounts.version() != saved) else { continue };
         let (state, version) = accounts.snapshot(clock.now().clock_ms);
         saved = version;
@@ -350,6 +386,16 @@ async fn follow(ledger: Option<Arc<Ledger>>, accounts: Arc<Accounts>, received: 
             Err(_) => ledger = None,
         }
     }
+}
+
+/// What a journal keeps back for a full disk: less where the cap has no room for it.
+fn kept_back(segment_bytes: u64, max_bytes: u64) -> KeptBack {
+    let spares = match max_bytes / segment_bytes {
+        0..8 => 0,
+        8..16 => 1,
+        16.. => 2,
+    };
+    KeptBack { spares, ballast_bytes: BALLAST_BYTES.min(segment_bytes / 4) }
 }
 
 fn limits(config: &Config) -> Limits {

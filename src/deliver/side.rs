@@ -1,20 +1,27 @@
 //! The side journal: where records go that a lane sets aside, so that the place can move over them.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use spool::{Aside, Draft, Error, Now, Record, State, Writer};
+use tracing::debug;
 
 /// The one writer of the side journal, shared by all lanes. They come here seldom.
 #[derive(Debug)]
 pub struct Side {
     writer: Mutex<Option<Writer>>,
+    /// Not before then is more kept back, because there was no room.
+    prepare_at: Mutex<Instant>,
 }
+
+/// How often making room for what is to be kept back is tried again after it failed.
+const PREPARE_AGAIN: Duration = Duration::from_secs(10);
 
 impl Side {
     /// Takes the writer of an opened side journal.
     #[must_use]
     pub fn new(writer: Writer) -> Arc<Self> {
-        Arc::new(Self { writer: Mutex::new(Some(writer)) })
+        Arc::new(Self { writer: Mutex::new(Some(writer)), prepare_at: Mutex::new(Instant::now()) })
     }
 
     /// Copies records into the side journal, each with why it is there, and returns the number behind the last when
@@ -30,6 +37,23 @@ impl Side {
             writer.stage(Draft { envelope, payload: record.payload });
         }
         Ok(writer.commit(now, &mut || State { clock_ms: now.clock_ms, ..State::default() })?.records.end)
+    }
+
+    /// Whether nothing is missing of what is kept back for a full disk, or nothing can be done about it now.
+    #[must_use]
+    pub fn is_prepared(&self) -> bool {
+        let writer = self.writer.lock().expect("the side journal's writer does not panic");
+        let prepare_at = *self.prepare_at.lock().expect("held for a moment");
+        writer.as_ref().is_none_or(|writer| writer.kept_back_missing() == 0) || Instant::now() < prepare_at
+    }
+
+    /// One step towards what is kept back for a full disk. Blocks for a sync.
+    pub fn prepare(&self) {
+        let mut writer = self.writer.lock().expect("the side journal's writer does not panic");
+        if let Some(Err(error)) = writer.as_mut().map(Writer::prepare) {
+            debug!(%error, "cannot keep space back now");
+            *self.prepare_at.lock().expect("held for a moment") = Instant::now() + PREPARE_AGAIN;
+        }
     }
 
     /// Bytes on disk.

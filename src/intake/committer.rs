@@ -46,6 +46,9 @@ pub struct Limits {
     pub keep_delivered_bytes: u64,
 }
 
+/// How often making room for what is to be kept back is tried again after it failed.
+const PREPARE_AGAIN: Duration = Duration::from_secs(10);
+
 /// What the committer is made of.
 pub struct CommitterParts {
     /// The journal's writer.
@@ -80,6 +83,8 @@ pub struct Committer {
     parts: CommitterParts,
     /// Bytes on disk beside the journal, and when they were last counted.
     measured: Option<(Instant, u64)>,
+    /// Not before then is anything prepared.
+    prepare_at: Instant,
 }
 
 /// When and of what the last durable checkpoint was.
@@ -100,7 +105,7 @@ impl Committer {
     /// A committer that has not begun.
     #[must_use]
     pub fn new(parts: CommitterParts) -> Self {
-        Self { parts, measured: None }
+        Self { parts, measured: None, prepare_at: Instant::now() }
     }
 
     /// Works until every [`super::Intake`] is gone; then all that was submitted is answered. Blocks; it has a thread
@@ -120,7 +125,8 @@ impl Committer {
                 };
                 match runtime.block_on(wait) {
                     Ok(0) => break,
-                    Ok(_) | Err(_) => waiting.extend(received.drain(..)),
+                    Ok(_) => waiting.extend(received.drain(..)),
+                    Err(_) => self.prepare(),
                 }
             }
             if let Err(error) = self.turn(&mut waiting, &mut checkpointed) {
@@ -133,6 +139,25 @@ impl Committer {
             }
         }
         Ok(self.parts.writer)
+    }
+
+    /// In idle time, a little of what is kept back for a full disk, as long as the limits allow it.
+    fn prepare(&mut self) {
+        let missing = self.parts.writer.kept_back_missing();
+        if missing == 0 || Instant::now() < self.prepare_at {
+            return;
+        }
+        self.prepare_at = Instant::now() + PREPARE_AGAIN;
+        let Limits { max_bytes, min_free_disk, .. } = self.parts.limits;
+        let free = self.parts.disk.free_bytes(&self.parts.dir).unwrap_or(0);
+        let used = self.parts.writer.shared().file_bytes() + self.other_bytes();
+        if free < min_free_disk.saturating_add(missing) || used + missing > max_bytes {
+            return;
+        }
+        match self.parts.writer.prepare() {
+            Ok(_) => self.prepare_at = Instant::now(),
+            Err(error) => debug!(%error, "cannot keep space back now"),
+        }
     }
 
     /// One group, with a checkpoint in it when one is due.
@@ -166,6 +191,10 @@ impl Committer {
             for (record, answer) in committed.records.zip(answers) {
                 let _ = answer.send(Ok(Receipt { record }));
             }
+        }
+        if due {
+            // With `durability = "relaxed"`, at most as much as comes in between two checkpoints is not on disk.
+            self.parts.writer.sync()?;
         }
         if let Some((state, version)) = snapshot {
             checkpointed.at = Instant::now();
@@ -214,9 +243,12 @@ impl Committer {
         let other_bytes = self.other_bytes();
         // Also asked when the segment at hand has room, and with one more kept back: a start begins a segment without
         // asking, and the cap holds over starts too.
-        let kept_back = self.parts.limits.segment_bytes;
-        let over_cap =
-            |this: &Self| this.parts.writer.shared().file_bytes() + other_bytes + growth + kept_back > max_bytes;
+        let segment_bytes = self.parts.limits.segment_bytes;
+        let over_cap = |this: &Self| {
+            let writer = &this.parts.writer;
+            let kept_back = writer.kept_back_missing().max(segment_bytes);
+            writer.shared().file_bytes() + other_bytes + growth + kept_back > max_bytes
+        };
         if growth == 0 && !over_cap(self) {
             return Ok(());
         }
