@@ -256,6 +256,10 @@ impl Shared {
         Ok(total)
     }
 
+    fn note_kept_back(&self, spares: &spare::Spares) {
+        self.inner.kept_back_bytes.store(spares.bytes(), Ordering::Relaxed);
+    }
+
     fn leases(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
         self.inner.leases.lock().expect("the leases are locked for moments that cannot panic")
     }

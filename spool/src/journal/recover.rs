@@ -60,7 +60,8 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
         disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
     }
     let wanted = options.kept_back;
-    let spares = Spares::find(Arc::clone(&disk), dir, &found.names, wanted, options.segment_bytes)?;
+    let mut spares = Spares::find(Arc::clone(&disk), dir, &found.names, wanted, options.segment_bytes)?;
+    spares.trim()?;
     let highest_id = found.highest_id;
     let highest_epoch = found.segments.iter().map(|segment| segment.header.epoch).max().unwrap_or(0);
 
@@ -121,7 +122,10 @@ pub(super) fn inspect(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Resu
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
     let state = fold(&closings, &Doubtful::default(), &mut recovery)?;
     report_damage(&closings, &infos, state.lowest_needed().unwrap_or(0), &mut recovery);
-    Ok(Inspected { shared: Shared::new(disk, dir.to_path_buf(), infos), state, damage: recovery.damage })
+    let spares = Spares::find(Arc::clone(&disk), dir, &found.names, options.kept_back, options.segment_bytes)?;
+    let shared = Shared::new(disk, dir.to_path_buf(), infos);
+    shared.note_kept_back(&spares);
+    Ok(Inspected { shared, state, damage: recovery.damage })
 }
 
 /// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and

@@ -86,7 +86,7 @@ fn is_ballast(path: &Path) -> bool {
 }
 
 impl Spares {
-    /// Those among the `names` in `dir`. What is too many goes.
+    /// Those among the `names` in `dir`, changing nothing.
     pub(super) fn find(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -110,18 +110,24 @@ impl Spares {
             let path = dir.join(name);
             if let Some(number) = name.strip_suffix(SUFFIX).and_then(|stem| stem.parse::<u64>().ok()) {
                 spares.next_name = spares.next_name.max(number.saturating_add(1));
-                match spares.files.len() < wanted.spares {
-                    true => spares.files.push(spares.look_at(path)?),
-                    false => spares.remove(&path)?,
-                }
+                spares.files.push(spares.look_at(path)?);
             } else if name == BALLAST {
-                match wanted.ballast_bytes > 0 {
-                    true => spares.ballast = Some(spares.look_at(path)?),
-                    false => spares.remove(&path)?,
-                }
+                spares.ballast = Some(spares.look_at(path)?);
             }
         }
         Ok(spares)
+    }
+
+    /// Removes what is more than wanted.
+    pub(super) fn trim(&mut self) -> Result<(), Error> {
+        while self.files.len() > self.wanted.spares {
+            let Some(spare) = self.files.pop() else { break };
+            self.remove(&spare.path)?;
+        }
+        if let Some(ballast) = self.ballast.take_if(|_| self.wanted.ballast_bytes == 0) {
+            self.remove(&ballast.path)?;
+        }
+        Ok(())
     }
 
     fn look_at(&self, path: PathBuf) -> Result<Spare, Error> {

@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::spare::{For, Spare, Spares};
 use super::{Draft, Durability, Options, SegmentInfo, Shared};
@@ -224,7 +223,7 @@ impl Writer {
     }
 
     fn note_kept_back(&self) {
-        self.shared.inner.kept_back_bytes.store(self.spares.bytes(), Ordering::Relaxed);
+        self.shared.note_kept_back(&self.spares);
     }
 
     /// Writes what is staged as one group and syncs it. When it returns `Ok`, all of it is durable (as far as
