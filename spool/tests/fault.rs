@@ -219,7 +219,7 @@ fn a_disk_that_is_really_full_refuses_until_room_is_made() {
 
 #[test]
 fn on_a_full_disk_it_starts_and_takes_facts_and_heals() {
-    for kills in 0..3 {
+    for kills in [0, 1, 2, 3, 12] {
         let mut driver = Driver::new_keeping(true);
         driver.open().expect("a healthy disk opens");
         driver.control(spool::Control::BackendAdded { name: "a".into(), start: 1 });
@@ -239,6 +239,13 @@ fn on_a_full_disk_it_starts_and_takes_facts_and_heals() {
             let used = driver.disk.used();
             driver.disk.limit(Some(used));
             driver.open().expect("a full disk opens");
+            // As a daemon does that counts its attempts.
+            for _ in 0..2 {
+                driver.places(1);
+                driver.commit().expect("a full disk takes facts");
+            }
+            let used = driver.disk.used();
+            driver.disk.limit(Some(used));
         }
         driver.places(5);
         driver.commit().expect("a full disk takes places");

@@ -104,9 +104,9 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
         state: state.clone(),
         rewrite: doubtful.records,
     };
-    let writer = Writer::begin(shared.clone(), options, spares, start)?;
+    let mut writer = Writer::begin(shared.clone(), options, spares, start)?;
     // Only now: until the rewritten records were synced, the old segments held their only copy.
-    close(&*disk, dir, &shared, &closings)?;
+    close(&*disk, &mut writer, &closings)?;
     Ok(Opened { writer, shared, state, recovery })
 }
 
@@ -475,9 +475,15 @@ impl Closing {
         SegmentInfo::sealed(self.segment.header.stamp(), &self.footer, self.segment.length)
     }
 
-    /// Whether there is nothing in it that anybody could miss.
-    fn is_void(&self) -> bool {
-        self.footer.groups == 0 && self.damage.is_empty()
+    /// Whether there is nothing in it that anybody could miss: its facts are in the new checkpoint. Its sequences will be
+    /// missing, which tells nothing as long as no record number is missing between its neighbours.
+    fn is_void(&self, shared: &Shared) -> bool {
+        let Footer { first_record, next_record, groups, .. } = self.footer;
+        let segments = shared.lock();
+        let at = segments.partition_point(|segment| segment.id < self.segment.header.segment);
+        let before = at.checked_sub(1).map_or(first_record, |before| segments[before].next_record);
+        let behind = segments.get(at + 1).map_or(next_record, |behind| behind.first_record);
+        self.damage.is_empty() && (groups == 0 || before == behind)
     }
 }
 
@@ -508,14 +514,16 @@ fn plan(segments: Vec<Segment>, tail: Option<(Segment, Scan)>) -> Result<Vec<Clo
     Ok(closings)
 }
 
-/// Seals what is still open, and removes what would be an empty segment then.
-fn close(disk: &dyn Disk, dir: &Path, shared: &Shared, closings: &[Closing]) -> Result<(), Error> {
+/// Seals what is still open. A segment that would hold no record then goes, with all the space that it was allotted: so
+/// a daemon that is killed again and again on a full disk does not run out of what it keeps back.
+fn close(disk: &dyn Disk, writer: &mut Writer, closings: &[Closing]) -> Result<(), Error> {
+    let shared = writer.shared().clone();
     let mut removed = false;
     for closing in closings.iter().filter(|closing| closing.segment.footer.is_none()) {
         let path = &closing.segment.file.path;
         let id = closing.segment.header.segment;
-        if closing.is_void() {
-            disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
+        if closing.is_void(&shared) {
+            writer.retire(path, &closing.info()).map_err(|source| Error::io("remove", path, source))?;
             shared.lock().retain(|entry| entry.id != id);
             removed = true;
             continue;
@@ -529,10 +537,7 @@ fn close(disk: &dyn Disk, dir: &Path, shared: &Shared, closings: &[Closing]) -> 
             *entry = SegmentInfo { file_bytes, ..*entry };
         }
     }
-    if removed {
-        disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
-    }
-    Ok(())
+    if removed { writer.sync_retired() } else { Ok(()) }
 }
 
 /// What is missing from the lowest record that anybody needs on.
