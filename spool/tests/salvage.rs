@@ -1,5 +1,7 @@
 //! What was counted is what is read and what is reported as lost, whatever the damage; and damage costs what it touched.
 
+#![expect(clippy::single_range_in_vec_init, reason = "lists of damaged ranges, often of one")]
+
 mod common;
 
 use std::collections::BTreeMap;
@@ -28,9 +30,7 @@ fn files(disk: &SimDisk) -> Vec<PathBuf> {
 
 /// All from a place on, read around what the medium does not give back.
 fn read(shared: &Shared, place: u64) -> (Vec<Record>, Vec<Damage>) {
-    let mut reader = shared.reader(place);
-    reader.set_lossy(true);
-    drain(&mut reader)
+    drain(&mut shared.reader(place).lossy())
 }
 
 fn sum(records: &[Record], damage: &[Damage]) -> Tally {
@@ -254,7 +254,7 @@ fn a_bad_block_is_damage_to_a_start_and_an_error_to_a_reader_until_it_gives_up()
     let mut reader = opened.shared.reader(3);
     reader.step().expect("record 3");
     reader.step().expect_err("the group behind");
-    reader.set_lossy(true);
+    reader.give_up_segment();
     let (rest, damage) = drain(&mut reader);
     assert_eq!(damage.iter().map(|damage| damage.records.clone()).collect::<Vec<_>>(), [4..7]);
     let lost = (4..7).fold(Tally::default(), |sum, number| sum.plus(all[&number].tally()));
@@ -308,15 +308,17 @@ fn an_oldest_segment_that_is_still_needed_is_missed_and_one_that_went_in_order_i
     disk.remove(&files(&disk)[0]).expect("removed");
     let lost = 3..segments[0].next_record;
     let opened = open(&disk, TINY);
-    assert_eq!(opened.recovery.damage.iter().map(|damage| damage.records.clone()).collect::<Vec<_>>(), [lost.clone()]);
-    assert_eq!(reader_reports(&mut opened.shared.reader(3)), [lost.clone()]);
+    let ranges = |damage: &[Damage]| damage.iter().map(|damage| damage.records.clone()).collect::<Vec<_>>();
+    let only_lost = std::slice::from_ref(&lost);
+    assert_eq!(ranges(&opened.recovery.damage), only_lost);
+    assert_eq!(reader_reports(&mut opened.shared.reader(3)), only_lost);
     assert_eq!(reader_reports(&mut opened.shared.reader(4)), [4..lost.end]);
     assert_eq!(reader_reports(&mut opened.shared.reader(lost.end)), []);
     assert_eq!(opened.shared.damage().records, lost.end - lost.start);
     check_law(&opened.shared);
     // Inspecting says the same.
     let found = spool::Journal::inspect(Arc::new(disk.crash(Loss::KILL)), Path::new(DIR), TINY).expect("readable");
-    assert_eq!(found.damage.iter().map(|damage| damage.records.clone()).collect::<Vec<_>>(), [lost]);
+    assert_eq!(ranges(&found.damage), only_lost);
 }
 
 #[test]

@@ -139,7 +139,6 @@ impl Known {
         }
     }
 
-    #[expect(dead_code, reason = "until reclaim asks")]
     pub(super) fn is_damaged(&self, segment: u64) -> bool {
         self.segments.contains_key(&segment)
     }

@@ -32,6 +32,8 @@ pub struct Reader {
     /// The segment that was read before, to the end.
     behind: Option<u64>,
     reading: Reading,
+    /// How segments are read if nothing else is said.
+    usual: Reading,
 }
 
 /// Where a reader is inside a segment.
@@ -50,7 +52,7 @@ struct Cursor {
 
 impl Reader {
     pub(super) fn new(shared: Shared, place: u64) -> Self {
-        Self { shared, place, cursor: None, behind: None, reading: Reading::Strict }
+        Self { shared, place, cursor: None, behind: None, reading: Reading::Strict, usual: Reading::Strict }
     }
 
     /// The number of the next record, unless numbers were skipped there.
@@ -59,13 +61,18 @@ impl Reader {
         self.place
     }
 
-    /// Takes what can't be read for damaged from here on, and goes on behind it, where a step would fail otherwise. What
-    /// is only out of reach for a moment is then lost to this reader: for use after the failure lasted.
-    pub fn set_lossy(&mut self, lossy: bool) {
-        self.reading = if lossy { Reading::Lossy } else { Reading::Strict };
+    /// A reader that takes what can't be read for damaged, where a step would fail otherwise. What is only out of reach
+    /// for a moment is lost to it.
+    #[must_use]
+    pub fn lossy(self) -> Self {
+        Self { reading: Reading::Lossy, usual: Reading::Lossy, cursor: None, ..self }
+    }
+
+    /// Takes what can't be read for damaged up to the end of the segment at hand: for use after steps failed for long.
+    pub fn give_up_segment(&mut self) {
+        self.reading = Reading::Lossy;
         // Opened again, at the same place.
         self.cursor = None;
-        self.behind = None;
     }
 
     /// The next record, in order.
@@ -134,6 +141,7 @@ impl Reader {
         self.place = self.place.max(info.next_record);
         self.cursor = None;
         self.behind = Some(info.id);
+        self.reading = self.usual;
     }
 }
 
