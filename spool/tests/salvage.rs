@@ -343,3 +343,40 @@ fn numbers_that_a_start_skipped_are_not_missed() {
     assert_eq!(opened.recovery.damage, []);
     assert_eq!(reader_reports(&mut opened.shared.reader(1)), []);
 }
+
+#[test]
+fn a_damaged_segment_that_nobody_needs_is_kept_aside_and_gives_way() {
+    let disk = SimDisk::new();
+    let mut opened = open(&disk, TINY);
+    while opened.shared.segments().len() < 22 {
+        commit(&mut opened.writer, 1..2, 20_000);
+    }
+    let segments = opened.shared.segments();
+    for segment in &segments[1..20] {
+        let path = Path::new(DIR).join(format!("{:016x}.seg", segment.id));
+        disk.rot(&path, 2 * BLOCK + 1000, 1).expect("there");
+    }
+    let before = opened.shared.file_bytes();
+    assert_eq!(reader_reports(&mut opened.shared.reader(1)).len(), 19);
+    let keep = spool::Keep { since_clock_ms: u64::MAX, bytes: 0 };
+    let reclaimed = opened.writer.reclaim(segments[20].first_record, keep).expect("reclaimed");
+    assert_eq!(reclaimed.segments, 1, "what is kept aside frees nothing");
+    let kept = |disk: &SimDisk| {
+        let mut names = disk.list(&Path::new(DIR).join("quarantine")).expect("it is there");
+        names.sort();
+        names
+    };
+    let expected: Vec<_> = segments[4..20].iter().map(|segment| format!("{:016x}.seg", segment.id)).collect();
+    assert_eq!(kept(&disk), expected, "the newest sixteen");
+    let gone = &segments[..4];
+    assert_eq!(opened.shared.file_bytes(), before - gone.iter().map(|segment| segment.file_bytes).sum::<u64>());
+    assert!(opened.shared.drop_quarantined().expect("dropped"));
+    assert_eq!(kept(&disk), expected[1..]);
+    drop(opened);
+    let opened = open(&disk, TINY);
+    let aside: u64 = segments[5..20].iter().map(|segment| segment.file_bytes).sum();
+    let journal: u64 = opened.shared.segments().iter().map(|segment| segment.file_bytes).sum();
+    assert_eq!(opened.shared.file_bytes(), journal + aside, "a start counts them too");
+    while opened.shared.drop_quarantined().expect("dropped") {}
+    assert_eq!(kept(&disk), [""; 0]);
+}

@@ -122,6 +122,8 @@ pub(super) struct Known {
 struct InSegment {
     records: Ranges,
     tally: Tally,
+    /// It is the file that is damaged; otherwise records are missing before it.
+    in_file: bool,
 }
 
 impl Known {
@@ -130,6 +132,7 @@ impl Known {
             return;
         }
         let known = self.segments.entry(damage.segment).or_default();
+        known.in_file |= damage.records.is_empty() || damage.offset > 0;
         if known.records.iter().len() >= RANGES_MAX {
             return;
         }
@@ -139,8 +142,9 @@ impl Known {
         }
     }
 
+    /// Whether there is damage in a segment's file.
     pub(super) fn is_damaged(&self, segment: u64) -> bool {
-        self.segments.contains_key(&segment)
+        self.segments.get(&segment).is_some_and(|known| known.in_file)
     }
 
     /// All of it.
@@ -190,7 +194,8 @@ mod tests {
         known.note(&whole);
         assert_eq!(known.tally(), whole.tally());
         known.note(&Damage::of_facts(2, 4096));
-        assert!(known.is_damaged(1) && known.is_damaged(2) && !known.is_damaged(3));
-        assert_eq!(known.tally(), whole.tally());
+        known.note(&Damage::missing(3, 20..21));
+        assert!(!known.is_damaged(1) && known.is_damaged(2) && !known.is_damaged(3) && !known.is_damaged(4));
+        assert_eq!(known.tally(), whole.tally().plus(Tally { records: 1, units: 1, ..Tally::default() }));
     }
 }

@@ -2,6 +2,7 @@
 
 mod damage;
 mod pieces;
+mod quarantine;
 mod reader;
 mod reclaim;
 mod recover;
@@ -209,6 +210,8 @@ struct Inner {
     missing_before: Range<u64>,
     /// Damage that was met. Locked as `segments` is, and never both.
     known: Mutex<Known>,
+    /// What is kept aside because it is damaged. Locked in the same way.
+    quarantined: Mutex<quarantine::Files>,
 }
 
 impl Shared {
@@ -221,7 +224,9 @@ impl Shared {
         };
         let (segments, leases, known) = (Mutex::new(segments), Mutex::default(), Mutex::default());
         let kept_back_bytes = AtomicU64::new(0);
-        Self { inner: Arc::new(Inner { disk, dir, segments, leases, kept_back_bytes, missing_before, known }) }
+        let quarantined = Mutex::default();
+        let inner = Inner { disk, dir, segments, leases, kept_back_bytes, missing_before, known, quarantined };
+        Self { inner: Arc::new(inner) }
     }
 
     /// A reader from `place` on: the first record it returns has that number or the next higher one.
@@ -248,11 +253,12 @@ impl Shared {
         self.lock().first().map_or(1, |segment| segment.first_record)
     }
 
-    /// Bytes of all segment files, the allotted part of the one being written and what is kept back included.
+    /// Bytes of all segment files, the allotted part of the one being written, what is kept back and what is kept aside
+    /// included.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
         let segments: u64 = self.lock().iter().map(|segment| segment.file_bytes).sum();
-        segments + self.inner.kept_back_bytes.load(Ordering::Relaxed)
+        segments + self.inner.kept_back_bytes.load(Ordering::Relaxed) + self.quarantined().bytes()
     }
 
     /// What is in the journal from `place` on, with what is lost: as much as a reader from there on returns and reports.
@@ -317,6 +323,10 @@ impl Shared {
 
     fn note(&self, damage: &Damage) {
         self.known().note(damage);
+    }
+
+    fn quarantined(&self) -> MutexGuard<'_, quarantine::Files> {
+        self.inner.quarantined.lock().expect("the list of files is locked for moments that cannot panic")
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

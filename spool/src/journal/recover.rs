@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::pieces::{self, Piece};
+use super::quarantine;
 use super::scan::{Found, Frames, Groups, SegmentFile, Stretch};
 use super::spare::{self, Spares};
 use super::writer::{Start, Writer, seal};
@@ -22,9 +23,6 @@ use crate::group::{self, Group};
 use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
 use crate::{Error, Now};
-
-/// Where torn groups are kept, beside the segments.
-const QUARANTINE: &str = "quarantine";
 
 /// How much is kept of a torn group of unknown length where old bytes lie behind it.
 const TORN_RECYCLED: u64 = 1 << 20;
@@ -84,6 +82,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let lowest = state.lowest_needed();
     let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos.clone(), lowest);
     report_damage(&closings, &shared, lowest.unwrap_or(0), &mut recovery);
+    *shared.quarantined() = quarantine::Files::find(&*disk, dir)?;
 
     let lost = found.lost;
     let next_record = infos.iter().map(|info| info.next_record).max().unwrap_or(1).saturating_add(lost.records);
@@ -113,6 +112,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let writer = Writer::begin(shared.clone(), options, spares, start)?;
     // Only now: until the rewritten records were synced, the old segments held their only copy.
     close(&*disk, dir, &shared, &closings)?;
+    shared.limit_quarantine()?;
     Ok(Opened { writer, shared, state, recovery })
 }
 
@@ -128,7 +128,8 @@ pub(super) fn inspect(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Resu
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
     let mut state = fold(&closings, &Doubtful::default(), &mut recovery)?;
     let lowest = state.lowest_needed();
-    let shared = Shared::new(disk, dir.to_path_buf(), infos, lowest);
+    let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos, lowest);
+    *shared.quarantined() = quarantine::Files::find(&*disk, dir)?;
     report_damage(&closings, &shared, lowest.unwrap_or(0), &mut recovery);
     shared.finish_skipped(&mut state);
     Ok(Inspected { shared, state, damage: recovery.damage })
@@ -441,7 +442,7 @@ impl Doubtful {
             torn = Some(torn.map_or((0, scan.end(), length), |(frames, offset, _)| (frames, offset, length)));
         }
         if let Some((frames, offset, length)) = torn {
-            let kept_in = quarantine(disk, dir, segment, offset, length)?;
+            let kept_in = keep_torn(disk, dir, segment, offset, length)?;
             recovery.torn = Some(Torn { frames, kept_in });
         }
         Ok(doubtful)
@@ -491,10 +492,8 @@ fn is_zero(block: &[u8]) -> bool {
 }
 
 /// Copies a torn group of `length` bytes at most, as it lies there, to where it is out of the way.
-fn quarantine(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length: u64) -> Result<PathBuf, Error> {
-    let into = dir.join(QUARANTINE);
-    disk.create_dir(&into).map_err(|source| Error::io("create", &into, source))?;
-    disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
+fn keep_torn(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length: u64) -> Result<PathBuf, Error> {
+    let into = quarantine::make(disk, dir)?;
     let path = into.join(format!("{:016x}-{offset:x}.group", segment.header.segment));
     let file = match disk.create(&path) {
         // A start that was cut short had copied it already.
