@@ -162,6 +162,21 @@ impl Accounts {
         }
     }
 
+    /// Notes that records were lost to damage. Those that had ended already are not counted again. Returns what was lost.
+    pub fn lose(&self, name: &str, damage: &spool::Damage) -> Tally {
+        let mut inner = self.lock();
+        inner.version += 1;
+        let Some(entry) = inner.entries.get_mut(name) else { return Tally::default() };
+        let account = &mut entry.account;
+        let open = damage.records.start.max(account.place)..damage.records.end;
+        let lost =
+            account.finished.missing_in(open).fold(Tally::default(), |sum, part| sum.plus(damage.tally_in(&part)));
+        entry.finished += lost;
+        account.damaged += lost.units;
+        account.finish(damage.records.clone());
+        lost
+    }
+
     /// Changes what `status` says of a lane.
     pub fn lane(&self, name: &str, change: impl FnOnce(&mut LaneStatus)) {
         let mut inner = self.lock();
@@ -221,5 +236,62 @@ impl Accounts {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("the books are locked for moments that cannot panic")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use spool::disk::OsDisk;
+    use spool::{Draft, Envelope, Journal, Now, Options, Step};
+
+    use super::*;
+
+    /// Four records of 3, 4, 5 and 6 spans in one group, of which the headers of the middle two are overwritten.
+    fn damaged(dir: &Path) -> spool::Damage {
+        let mut opened = Journal::open(Arc::new(OsDisk), dir, Options::default(), 1).expect("the journal opens");
+        for spans in 3..7 {
+            let envelope = Envelope { spans, ..Envelope::default() };
+            opened.writer.stage(Draft { envelope, payload: Bytes::from_static(&[b'x'; 3000]) });
+        }
+        opened.writer.commit(Now::default(), &mut State::default).expect("committed");
+        let file = std::fs::OpenOptions::new().write(true).open(dir.join("0000000000000001.seg")).expect("there");
+        let group = 2 * 4096;
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 3200], group + 3232).expect("written");
+        let mut reader = opened.shared.reader(1);
+        loop {
+            match reader.step().expect("readable") {
+                Step::Damaged(damage) => return damage,
+                Step::Record(_) => {}
+                Step::End => panic!("no damage was met"),
+            }
+        }
+    }
+
+    #[test]
+    fn damage_leaves_no_residue_and_counts_nothing_twice() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let damage = damaged(&dir.path().join("journal"));
+        assert_eq!((damage.records.clone(), damage.tally().units), (2..4, 9));
+        for already in [0..0, 2..3, 3..4, 2..4] {
+            let state = State { accounts: [("a".to_owned(), Account::from_record(1))].into(), ..State::default() };
+            let accounts = Accounts::new(&state);
+            let all = Tally { records: 4, units: 18, spans: 18, bytes: 12_000, traces: 0 };
+            accounts.open("a", all, true);
+            let ended = damage.tally_in(&already);
+            accounts.settle("a", ended, |account| {
+                account.finish(already.clone());
+                account.delivered += ended;
+            });
+            assert_eq!(accounts.lose("a", &damage), damage.tally().less(ended));
+            accounts.lose("a", &damage);
+            let rest = all.less(damage.tally());
+            let book = accounts.report().books.remove(0);
+            assert_eq!(book.waiting, rest, "with {already:?} ended before");
+            assert_eq!(book.owed, book.account.settled() + book.waiting.units);
+        }
     }
 }

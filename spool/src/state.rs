@@ -298,6 +298,11 @@ impl State {
         Some(debts.min(self.owed_to_nobody().unwrap_or(u64::MAX)))
     }
 
+    /// Finishes, in all accounts, numbers that no record has and none will get.
+    pub(crate) fn finish_unused(&mut self, numbers: Range<u64>) {
+        self.accounts.values_mut().for_each(|account| account.finish(numbers.clone()));
+    }
+
     /// The first record that no backend was there for; `None` while there is one.
     #[must_use]
     pub fn owed_to_nobody(&self) -> Option<u64> {

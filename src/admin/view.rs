@@ -14,8 +14,8 @@ use crate::accounts::{Accounts, Book, LaneState};
 use crate::clock::wall_time;
 use crate::receive;
 use crate::status::{
-    Backend, BackendState, Backlog, DeadLetters, Discarded, Kept, LastError, Received, Refused, Rejected, Spool, State,
-    Status, Timestamp, Volume,
+    Backend, BackendState, Backlog, Damage, DeadLetters, Discarded, Kept, LastError, Received, Refused, Rejected,
+    Spool, State, Status, Timestamp, Volume,
 };
 
 /// Everything that `status` looks at.
@@ -40,6 +40,8 @@ pub struct View {
     pub received: Arc<receive::Received>,
     /// The journal.
     pub journal: Shared,
+    /// The side journal.
+    pub side: Shared,
     /// Bytes on disk beside the journal.
     pub other_bytes: Box<dyn Fn() -> u64 + Send + Sync>,
     /// For the question how much room there is.
@@ -95,6 +97,7 @@ impl View {
         let lowest = books.iter().map(|book| book.account.lowest_needed()).min();
         let kept = stored.less(waiting);
         let dead = books.iter().fold(Tally::default(), |sum, book| sum.plus(book.account.dead));
+        let damage = self.journal.damage().plus(self.side.damage());
         let first = self.received_at(self.journal.first_record());
         Spool {
             records: waiting.records,
@@ -116,7 +119,7 @@ impl View {
                 max_bytes: self.dead_letters_max_bytes,
                 oldest_at: None,
             },
-            damage: crate::status::Damage::default(),
+            damage: Damage { records: damage.records, bytes: damage.bytes },
         }
     }
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use spool::{Account, Control, Error, Now, Shared, State, Step, Tally, Writer};
 
+use tracing::error;
+
 use crate::accounts::Accounts;
 use crate::config::{Backend, StartAt};
 
@@ -11,7 +13,7 @@ use crate::config::{Backend, StartAt};
 /// although the place may not have moved over it yet.
 pub(super) fn count_aside(state: &mut State, side: &Shared) -> Result<(), Error> {
     let Some(from) = state.accounts.values().map(|account| account.side_place).min() else { return Ok(()) };
-    let mut reader = side.reader(from);
+    let mut reader = side.reader(from).lossy();
     loop {
         match reader.step()? {
             Step::Record(record) => {
@@ -27,7 +29,12 @@ pub(super) fn count_aside(state: &mut State, side: &Shared) -> Result<(), Error>
                     account.finish(aside.record..aside.record + 1);
                 }
             }
-            Step::Damaged(_) => {}
+            Step::Damaged(damage) => error!(
+                segment = damage.segment,
+                offset = damage.offset,
+                records = damage.tally().records,
+                "dead letters can't be read from the side journal"
+            ),
             Step::End => break,
         }
     }

@@ -146,6 +146,8 @@ impl Built {
 
         let mut state = std::mem::take(&mut journal.state);
         ledger::merge(&mut state, ledger.accounts);
+        // A place that the ledger knows better may stand at a number that a start skipped.
+        journal.shared.finish_skipped(&mut state);
         books::count_received(&mut state, &journal.shared)?;
         books::count_aside(&mut state, &side.shared)?;
         let clock = Clock::from(state.clock_ms);
@@ -227,6 +229,7 @@ impl Built {
             accounts: Arc::clone(&accounts),
             received: Arc::clone(&received),
             journal: journal.shared,
+            side: side.shared().clone(),
             other_bytes: other_bytes(&side, ledger),
             disk: Arc::new(OsDisk),
         });
@@ -434,7 +437,15 @@ fn open_journal(dir: &Path, options: Options) -> Result<Opened, Fatal> {
         warn!(frames = torn.frames, kept_in = %torn.kept_in.display(), "the last write was torn; it had not been acknowledged");
     }
     for damage in &recovery.damage {
-        error!(journal = %dir.display(), segment = damage.segment, offset = damage.offset, "the journal is damaged; the files stay as they are");
+        let lost = damage.tally();
+        error!(
+            journal = %dir.display(),
+            segment = damage.segment,
+            offset = damage.offset,
+            records = lost.records,
+            spans = lost.spans,
+            "the journal is damaged; the files stay as they are; see: tracespool verify"
+        );
     }
     for path in &recovery.unreadable {
         error!(segment = %path.display(), "a segment can't be read and is left out; the file stays as it is");

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use super::backoff::Backoff;
 use super::concurrency::Concurrency;
 use super::parcel::{Parcel, TraceId, take_due};
+use super::patience::Patience;
 use super::side::Side;
 use super::suspect::{BREAKER, Case};
 use crate::accounts::{Accounts, LaneState};
@@ -94,6 +95,8 @@ pub struct Lane {
     blocked_since: Option<Instant>,
     /// When the spool is read again after it failed.
     read_again: Option<Instant>,
+    /// With a spool that can't be read.
+    patience: Patience,
 }
 
 /// An attempt that came to an end.
@@ -139,6 +142,7 @@ impl Lane {
             taken_experiment: None,
             blocked_since: None,
             read_again: None,
+            patience: Patience::default(),
             parts,
         }
     }
@@ -259,7 +263,20 @@ impl Lane {
         while self.held.bytes < held_max && self.held.records < WINDOW_RECORDS {
             let place = self.parts.reader.place();
             let step = match self.parts.reader.step() {
-                Ok(step) => step,
+                Ok(step) => {
+                    self.patience.renew();
+                    step
+                }
+                Err(error) if self.patience.is_over(now) => {
+                    error!(
+                        backend = self.parts.name,
+                        %error,
+                        "the spool can't be read for minutes; what can't be read now is counted as damaged"
+                    );
+                    self.parts.reader.give_up_segment();
+                    self.patience.renew();
+                    continue;
+                }
                 Err(error) => {
                     // The same can be asked again. What is in hand goes on, and the doors stay open.
                     error!(backend = self.parts.name, %error, "the spool can't be read; trying again");
@@ -279,7 +296,10 @@ impl Lane {
                         return;
                     }
                 }
-                Step::Damaged(damage) => self.lose(damage),
+                Step::Damaged(damage) => {
+                    self.skip(place..damage.records.start);
+                    self.lose(&damage);
+                }
                 Step::End => {
                     self.at_end = true;
                     break;
@@ -551,20 +571,16 @@ impl Lane {
         }
     }
 
-    fn lose(&self, damage: spool::Damage) {
-        let lost = damage.records.end - damage.records.start;
+    fn lose(&self, damage: &spool::Damage) {
+        let lost = self.parts.accounts.lose(&self.parts.name, damage);
         error!(
             backend = self.parts.name,
             segment = damage.segment,
             offset = damage.offset,
-            records = lost,
+            records = lost.records,
+            spans = lost.spans,
             "records can't be read from the spool; the files stay as they are"
         );
-        let tally = Tally { records: lost, units: lost, ..Tally::default() };
-        self.parts.accounts.settle(&self.parts.name, tally, |account| {
-            account.damaged += lost;
-            account.finish(damage.records);
-        });
     }
 
     fn is_finished(&self, record: u64) -> bool {

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use spool::{Aside, Draft, Error, Now, Record, State, Writer};
+use spool::{Aside, Draft, Error, Now, Record, Shared, State, Writer};
 use tracing::debug;
 
 /// The one writer of the side journal, shared by all lanes. They come here seldom.
@@ -12,6 +12,7 @@ pub struct Side {
     writer: Mutex<Option<Writer>>,
     /// Not before then is more kept back, because there was no room.
     prepare_at: Mutex<Instant>,
+    shared: Shared,
 }
 
 /// How often making room for what is to be kept back is tried again after it failed.
@@ -21,7 +22,14 @@ impl Side {
     /// Takes the writer of an opened side journal.
     #[must_use]
     pub fn new(writer: Writer) -> Arc<Self> {
-        Arc::new(Self { writer: Mutex::new(Some(writer)), prepare_at: Mutex::new(Instant::now()) })
+        let shared = writer.shared().clone();
+        Arc::new(Self { writer: Mutex::new(Some(writer)), prepare_at: Mutex::new(Instant::now()), shared })
+    }
+
+    /// What its readers are made from.
+    #[must_use]
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Copies records into the side journal, each with why it is there, and returns the number behind the last when
@@ -59,8 +67,7 @@ impl Side {
     /// Bytes on disk.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        let writer = self.writer.lock().expect("the side journal's writer does not panic");
-        writer.as_ref().map_or(0, |writer| writer.shared().file_bytes())
+        self.shared.file_bytes()
     }
 
     /// Closes it in order; nothing can be put there afterwards.

@@ -261,6 +261,8 @@ impl Committer {
             // What is kept for replay gives way first.
             self.reclaim(lowest_needed, Keep { since_clock_ms: u64::MAX, bytes: 0 });
         }
+        // Then what is kept aside because it is damaged.
+        while (over_cap(self) || over_disk(self)) && self.drop_quarantined() {}
         if over_cap(self) {
             return Err(Refusal::Full { max_bytes });
         }
@@ -289,6 +291,14 @@ impl Committer {
             // They are still there, and will be tried again; the cap sees to it that they do no harm.
             Err(error) => warn!(%error, "cannot remove delivered segments"),
         }
+    }
+
+    fn drop_quarantined(&self) -> bool {
+        let dropped = self.parts.writer.shared().drop_quarantined();
+        dropped.unwrap_or_else(|error| {
+            warn!(%error, "cannot remove damaged segments that were kept aside");
+            false
+        })
     }
 
     fn draft(&self, submission: Submission) -> Draft {

@@ -1,5 +1,8 @@
 //! The journal: a directory of segments with one writer and any number of readers.
 
+mod damage;
+mod pieces;
+mod quarantine;
 mod reader;
 mod reclaim;
 mod recover;
@@ -20,8 +23,10 @@ use crate::envelope::Envelope;
 use crate::segment::{Footer, Stamp};
 use crate::state::State;
 use crate::{Error, Stream, Tally};
+use damage::Known;
 
-pub use reader::{Damage, Reader, Step};
+pub use damage::Damage;
+pub use reader::{Reader, Step};
 pub use reclaim::{Keep, Reclaimed};
 pub use recover::{Recovery, Torn};
 pub use spare::KeptBack;
@@ -201,12 +206,27 @@ struct Inner {
     leases: Mutex<BTreeMap<u64, usize>>,
     /// Bytes of the files that are kept back.
     kept_back_bytes: AtomicU64,
+    /// Records that are still needed, and should be before the first segment that was there at the start.
+    missing_before: Range<u64>,
+    /// Damage that was met. Locked as `segments` is, and never both.
+    known: Mutex<Known>,
+    /// What is kept aside because it is damaged. Locked in the same way.
+    quarantined: Mutex<quarantine::Files>,
 }
 
 impl Shared {
-    fn new(disk: Arc<dyn Disk>, dir: PathBuf, segments: Vec<SegmentInfo>) -> Self {
-        let (segments, leases) = (Mutex::new(segments), Mutex::default());
-        Self { inner: Arc::new(Inner { disk, dir, segments, leases, kept_back_bytes: AtomicU64::new(0) }) }
+    /// Records from `lowest` on that are in no segment, but should be, are missing.
+    fn new(disk: Arc<dyn Disk>, dir: PathBuf, segments: Vec<SegmentInfo>, lowest: Option<u64>) -> Self {
+        let missing_before = match (lowest, segments.first()) {
+            // The first record has number 1.
+            (Some(lowest), Some(first)) if lowest < first.first_record => lowest.max(1)..first.first_record,
+            _ => 0..0,
+        };
+        let (segments, leases, known) = (Mutex::new(segments), Mutex::default(), Mutex::default());
+        let kept_back_bytes = AtomicU64::new(0);
+        let quarantined = Mutex::default();
+        let inner = Inner { disk, dir, segments, leases, kept_back_bytes, missing_before, known, quarantined };
+        Self { inner: Arc::new(inner) }
     }
 
     /// A reader from `place` on: the first record it returns has that number or the next higher one.
@@ -233,24 +253,29 @@ impl Shared {
         self.lock().first().map_or(1, |segment| segment.first_record)
     }
 
-    /// Bytes of all segment files, the allotted part of the one being written and what is kept back included.
+    /// Bytes of all segment files, the allotted part of the one being written, what is kept back and what is kept aside
+    /// included.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
         let segments: u64 = self.lock().iter().map(|segment| segment.file_bytes).sum();
-        segments + self.inner.kept_back_bytes.load(Ordering::Relaxed)
+        segments + self.inner.kept_back_bytes.load(Ordering::Relaxed) + self.quarantined().bytes()
     }
 
-    /// What is in the journal from `place` on. Reads group headers of one segment, no payload.
+    /// What is in the journal from `place` on, with what is lost: as much as a reader from there on returns and reports.
+    /// Reads group headers of one segment, no payload.
     ///
     /// # Errors
     /// [`Error::Io`] of the file system.
     pub fn tally_from(&self, place: u64) -> Result<Tally, Error> {
         let mut total = Tally::default();
-        for segment in self.segments() {
+        let segments = self.segments();
+        for (index, segment) in segments.iter().enumerate() {
+            let missing = Damage::missing(segment.id, self.missing_at(&segments, index)).from(place);
+            total += missing.map_or(Tally::default(), |damage| damage.tally());
             if segment.first_record >= place {
                 total += segment.tally;
             } else if segment.next_record > place {
-                total += scan::tally_from(self, &segment, place)?;
+                total += pieces::tally_from(self, segment, place)?;
             }
         }
         Ok(total)
@@ -262,6 +287,54 @@ impl Shared {
 
     fn leases(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
         self.inner.leases.lock().expect("the leases are locked for moments that cannot panic")
+    }
+
+    /// What the damage took that was met until now, by a start or by readers.
+    #[must_use]
+    pub fn damage(&self) -> Tally {
+        self.known().tally()
+    }
+
+    /// Finishes, in all accounts, the numbers between segments that no record ever had: a place then stands at a record
+    /// that exists, or at the end, and a lost segment can be told from numbers that a start skipped.
+    pub fn finish_skipped(&self, state: &mut State) {
+        let segments = self.segments();
+        for pair in segments.windows(2) {
+            if pair[0].missing_behind(&pair[1]).is_empty() {
+                state.finish_unused(pair[0].next_record..pair[1].first_record);
+            }
+        }
+    }
+
+    /// Records from `lowest` on that are in no file.
+    fn missing(&self, lowest: u64) -> Vec<Damage> {
+        let segments = self.segments();
+        let at = |index: usize| Damage::missing(segments[index].id, self.missing_at(&segments, index));
+        (0..segments.len())
+            .filter_map(|index| at(index).from(lowest))
+            .filter(|damage| !damage.records.is_empty())
+            .collect()
+    }
+
+    /// Records that are in no file, before the segment at `index`.
+    fn missing_at(&self, segments: &[SegmentInfo], index: usize) -> Range<u64> {
+        match index.checked_sub(1) {
+            Some(before) => segments[before].missing_behind(&segments[index]),
+            // What was there at the start and went since is not missed.
+            None => self.inner.missing_before.start..self.inner.missing_before.end.min(segments[index].first_record),
+        }
+    }
+
+    fn note(&self, damage: &Damage) {
+        self.known().note(damage);
+    }
+
+    fn quarantined(&self) -> MutexGuard<'_, quarantine::Files> {
+        self.inner.quarantined.lock().expect("the list of files is locked for moments that cannot panic")
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.inner.known.lock().expect("what is known is locked for moments that cannot panic")
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SegmentInfo>> {

@@ -1,6 +1,6 @@
 //! Which segments may go.
 
-use super::{SegmentInfo, Writer};
+use super::{SegmentInfo, Writer, quarantine};
 use crate::{Error, segment};
 
 /// What is worth keeping although no backend needs it any more.
@@ -60,6 +60,14 @@ impl Writer {
             let path = segment::path(&shared.inner.dir, info.id);
             // Out of the catalogue first: a reader that comes now must not meet a file that is about to go.
             shared.lock().retain(|segment| segment.id != info.id);
+            match quarantine::keep_if_damaged(&shared, info) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => {
+                    shared.lock().insert(0, *info);
+                    return Err(error);
+                }
+            }
             match self.retire(&path, info) {
                 Ok(()) => {}
                 // It went in an attempt that was reported as failed.

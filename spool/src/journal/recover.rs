@@ -9,20 +9,20 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::scan::{Found, Frames, Groups, SegmentFile};
+use super::pieces::{self, Piece};
+use super::quarantine;
+use super::scan::{Found, Frames, Groups, SegmentFile, Stretch};
 use super::spare::{self, Spares};
 use super::writer::{Start, Writer, seal};
 use super::{Damage, Draft, Inspected, Opened, Options, SegmentInfo, Shared};
 use crate::disk::Disk;
+use crate::disk::lossy::Lossy;
 use crate::envelope::Kind;
 use crate::frame::{self, Record};
-use crate::group::Group;
+use crate::group::{self, Group};
 use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
 use crate::{Error, Now};
-
-/// Where torn groups are kept, beside the segments.
-const QUARANTINE: &str = "quarantine";
 
 /// How much is kept of a torn group of unknown length where old bytes lie behind it.
 const TORN_RECYCLED: u64 = 1 << 20;
@@ -79,8 +79,11 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     };
     let closings = plan(found.segments, tail)?;
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
-    let state = fold(&closings, &doubtful, &mut recovery)?;
-    report_damage(&closings, &infos, state.lowest_needed().unwrap_or(0), &mut recovery);
+    let mut state = fold(&closings, &doubtful, &mut recovery)?;
+    let lowest = state.lowest_needed();
+    let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos.clone(), lowest);
+    report_damage(&closings, &shared, lowest.unwrap_or(0), &mut recovery);
+    *shared.quarantined() = quarantine::Files::find(&*disk, dir)?;
 
     let lost = found.lost;
     let next_record = infos.iter().map(|info| info.next_record).max().unwrap_or(1).saturating_add(lost.records);
@@ -91,7 +94,10 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
         .fold(1, u64::max);
     let sequence = infos.iter().map(|info| info.next_sequence).max().unwrap_or(1).saturating_add(lost.groups);
 
-    let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos);
+    shared.finish_skipped(&mut state);
+    if lost.groups == 0 {
+        finish_unused(&mut state, &infos, &doubtful, next_record);
+    }
     recovery.rewritten = doubtful.records.len() as u64;
     let start = Start {
         segment: highest_id + 1,
@@ -107,6 +113,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let mut writer = Writer::begin(shared.clone(), options, spares, start)?;
     // Only now: until the rewritten records were synced, the old segments held their only copy.
     close(&*disk, &mut writer, &closings)?;
+    shared.limit_quarantine()?;
     Ok(Opened { writer, shared, state, recovery })
 }
 
@@ -120,10 +127,13 @@ pub(super) fn inspect(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Resu
     }
     let closings = plan(found.segments, tail)?;
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
-    let state = fold(&closings, &Doubtful::default(), &mut recovery)?;
-    report_damage(&closings, &infos, state.lowest_needed().unwrap_or(0), &mut recovery);
-    let spares = Spares::find(Arc::clone(&disk), dir, &found.names, options.kept_back, options.segment_bytes)?;
-    let shared = Shared::new(disk, dir.to_path_buf(), infos);
+    let mut state = fold(&closings, &Doubtful::default(), &mut recovery)?;
+    let lowest = state.lowest_needed();
+    let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos, lowest);
+    *shared.quarantined() = quarantine::Files::find(&*disk, dir)?;
+    report_damage(&closings, &shared, lowest.unwrap_or(0), &mut recovery);
+    shared.finish_skipped(&mut state);
+    let spares = Spares::find(disk, dir, &found.names, options.kept_back, options.segment_bytes)?;
     shared.note_kept_back(&spares);
     Ok(Inspected { shared, state, damage: recovery.damage })
 }
@@ -217,14 +227,11 @@ enum Opening {
 impl Segment {
     fn open(disk: &dyn Disk, path: &Path, id: u64, options: Options) -> Result<Opening, Error> {
         let file = disk.open(path, false).map_err(|source| Error::io("open", path, source))?;
-        let ends = segment::read_ends(&*file, path)?;
+        let lossy = Lossy::new(file.into());
+        let ends = segment::read_ends(&lossy, path)?;
         let length = ends.length;
-        let mut file = SegmentFile {
-            file: file.into(),
-            path: path.to_path_buf(),
-            stamp: Stamp { segment: id, epoch: 0 },
-            _lease: None,
-        };
+        let stamp = Stamp { segment: id, epoch: 0 };
+        let mut file = SegmentFile { file: Arc::new(lossy.clone()), path: path.to_path_buf(), stamp, _lease: None };
         let (header, header_lost) = match ends.header {
             Ok(header) => (Some(header), false),
             Err(BadHeader::Newer(version)) => return Err(Error::Newer { path: path.to_path_buf(), version }),
@@ -234,6 +241,10 @@ impl Segment {
             Some(header) => {
                 file.stamp = header.stamp();
                 Opening::Readable(Box::new(Self { header, header_lost, footer: ends.footer, length, file }))
+            }
+            None if lossy.is_dead() => {
+                let source = std::io::Error::other("none of its blocks can be read; is the disk well?");
+                return Err(Error::io("read", path, source));
             }
             None => Opening::Unreadable { length },
         })
@@ -248,8 +259,8 @@ impl Segment {
                 break;
             }
             scan.settle_last(self.length);
-            if let Some((offset, records)) = lost {
-                scan.damage.push(Damage { segment: self.header.segment, records, offset });
+            if let Some(stretch) = lost {
+                scan.cross(&self.file, &stretch)?;
                 scan.footer.next_sequence = group.sequence;
                 scan.footer.next_record = group.first_record;
             }
@@ -327,6 +338,22 @@ impl Scan {
         }
     }
 
+    /// Counts what lies in a part without a group header that can be read: records by their own headers, and for each
+    /// that is missing one unit.
+    fn cross(&mut self, file: &SegmentFile, stretch: &Stretch) -> Result<(), Error> {
+        self.damage.push(Damage::of_facts(file.stamp.segment, stretch.bytes.start));
+        for piece in pieces::in_uncounted(file, stretch)? {
+            self.footer.tally += piece.tally();
+            if let Some(span) = piece.received() {
+                self.footer.received = self.footer.received.cover(span);
+            }
+            if let Piece::Lost(damage) = piece {
+                self.damage.push(damage);
+            }
+        }
+        Ok(())
+    }
+
     /// Behind the last group, whether it counts or not.
     fn end(&self) -> u64 {
         self.footer.end + self.last.map_or(0, |group| group.extent())
@@ -371,7 +398,7 @@ fn each_good(file: &SegmentFile, offset: u64, group: &Group, mut show: impl FnMu
     let mut walk = |mut frames: Frames| {
         while let Some(frame) = frames.next() {
             // One that can't be read is missing in the caller's count.
-            if let Ok(record) = frame.and_then(|frame| frame.record()) {
+            if let Some(record) = frame.ok().and_then(|frame| frame.record().ok()) {
                 show(record);
             }
         }
@@ -409,17 +436,48 @@ impl Doubtful {
             let frames = (u64::from(group.controls) + group.tally.records).saturating_sub(good);
             torn = (frames > 0).then_some((frames, offset, group.extent()));
         }
-        // A group whose header did not get to the disk, behind one that did.
-        if torn.is_none() && segment.is_written_at(scan.end())? {
+        // A group whose header did not get to the disk, or rotted there, behind one that did.
+        let written = segment.is_written_at(scan.end())?;
+        let salvaged = (written || segment.header.recycled) && doubtful.salvage(segment, scan)?;
+        if written || salvaged {
             // How long it was is not known.
             let length = if segment.header.recycled { TORN_RECYCLED } else { u64::MAX };
-            torn = Some((0, scan.end(), length));
+            torn = Some(torn.map_or((0, scan.end(), length), |(frames, offset, _)| (frames, offset, length)));
         }
         if let Some((frames, offset, length)) = torn {
-            let kept_in = quarantine(disk, dir, segment, offset, length)?;
+            let kept_in = keep_torn(disk, dir, segment, offset, length)?;
             recovery.torn = Some(Torn { frames, kept_in });
         }
         Ok(doubtful)
+    }
+
+    /// Takes what can be read behind the last group header that can; false when that is nothing.
+    fn salvage(&mut self, segment: &Segment, scan: &Scan) -> Result<bool, Error> {
+        let from = scan.end() + group::HEAD as u64;
+        if from >= segment.length {
+            return Ok(false);
+        }
+        let before = self.controls.len() + self.records.len();
+        let first = self.next_record.max(scan.footer.next_record);
+        let fit = (segment.length - from) / frame::HEAD as u64;
+        let mut frames = segment.file.frames(from..segment.length, first..first.saturating_add(fit))?;
+        let mut in_a_row = true;
+        while let Some(frame) = frames.next() {
+            let Ok(frame) = frame else {
+                in_a_row = false;
+                continue;
+            };
+            // A fact has no number that would show whether it was of this group. Behind the first block there may be
+            // those of one that was refused; those that stand first in a row are of the last write.
+            in_a_row &= !frame.head.is_record();
+            if let Ok(record) = frame.record()
+                && (in_a_row || frame.head.is_record())
+            {
+                self.next_record = self.next_record.max(frame.head.number.saturating_add(1));
+                self.take(record);
+            }
+        }
+        Ok(self.controls.len() + self.records.len() > before)
     }
 
     fn take(&mut self, record: Record) {
@@ -437,10 +495,8 @@ fn is_zero(block: &[u8]) -> bool {
 }
 
 /// Copies a torn group of `length` bytes at most, as it lies there, to where it is out of the way.
-fn quarantine(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length: u64) -> Result<PathBuf, Error> {
-    let into = dir.join(QUARANTINE);
-    disk.create_dir(&into).map_err(|source| Error::io("create", &into, source))?;
-    disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
+fn keep_torn(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length: u64) -> Result<PathBuf, Error> {
+    let into = quarantine::make(disk, dir)?;
     let path = into.join(format!("{:016x}-{offset:x}.group", segment.header.segment));
     let file = match disk.create(&path) {
         // A start that was cut short had copied it already.
@@ -541,20 +597,25 @@ fn close(disk: &dyn Disk, writer: &mut Writer, closings: &[Closing]) -> Result<(
 }
 
 /// What is missing from the lowest record that anybody needs on.
-fn report_damage(closings: &[Closing], infos: &[SegmentInfo], lowest: u64, recovery: &mut Recovery) {
+fn report_damage(closings: &[Closing], shared: &Shared, lowest: u64, recovery: &mut Recovery) {
     for closing in closings {
         recovery.damage.extend(closing.damage.iter().cloned());
         if closing.segment.header_lost {
-            recovery.damage.push(damaged_fact(closing.segment.header.segment, 0));
+            recovery.damage.push(Damage::of_facts(closing.segment.header.segment, 0));
         }
     }
-    for pair in infos.windows(2) {
-        let missing = pair[0].missing_behind(&pair[1]);
-        let records = missing.start.max(lowest)..missing.end;
-        if !records.is_empty() {
-            recovery.damage.push(Damage { segment: pair[1].id, records, offset: 0 });
-        }
+    recovery.damage.extend(shared.missing(lowest));
+    recovery.damage.iter().for_each(|damage| shared.note(damage));
+}
+
+/// Finishes the numbers that this start skips: a place then stands at a record that exists, or at the end.
+fn finish_unused(state: &mut State, infos: &[SegmentInfo], doubtful: &Doubtful, next_record: u64) {
+    let Some(mut unused) = infos.last().map(|info| info.next_record) else { return };
+    for (number, _) in &doubtful.records {
+        state.finish_unused(unused..*number);
+        unused = number + 1;
     }
+    state.finish_unused(unused..next_record);
 }
 
 /// The last checkpoint with everything behind it.
@@ -582,30 +643,47 @@ fn fold(closings: &[Closing], doubtful: &Doubtful, recovery: &mut Recovery) -> R
 /// The controls and checkpoints of a segment, in order, and the running clock of its last group.
 fn read_facts(closing: &Closing, recovery: &mut Recovery) -> Result<(Vec<Record>, u64), Error> {
     let file = &closing.segment.file;
-    let mut facts = Vec::new();
+    let info = closing.info();
+    let mut facts = Facts::default();
     let mut clock_ms = 0;
-    let mut groups = closing.info().groups();
-    while let Some(Found { at, group, .. }) = groups.next(file)? {
+    let mut groups = info.groups();
+    loop {
+        let found = groups.next(file)?;
+        let lost = match &found {
+            Some(found) => found.lost.clone(),
+            None => groups.finish(info.next_sequence, info.next_record),
+        };
+        if let Some(stretch) = lost {
+            // How many there were, the header of their group said.
+            facts.take(file.frames(stretch.bytes, stretch.records)?);
+        }
+        let Some(Found { at, group, .. }) = found else { return Ok((facts.good, clock_ms)) };
         clock_ms = group.at.clock_ms;
-        if group.controls > 0 {
-            let mut frames = file.facts(at, &group)?;
-            let mut good = 0;
-            while let Some(frame) = frames.next() {
-                if let Ok(record) = frame.and_then(|frame| frame.record()) {
-                    good += 1;
-                    facts.push(record);
-                }
-            }
-            if good < group.controls {
-                recovery.damage.push(damaged_fact(closing.segment.header.segment, at));
-            }
+        if group.controls > 0 && facts.take(file.facts(at, &group)?) < u64::from(group.controls) {
+            recovery.damage.push(Damage::of_facts(info.id, at));
         }
     }
-    Ok((facts, clock_ms))
 }
 
-fn damaged_fact(segment: u64, offset: u64) -> Damage {
-    Damage { segment, records: 0..0, offset }
+/// Controls and checkpoints in order.
+#[derive(Debug, Default)]
+struct Facts {
+    good: Vec<Record>,
+}
+
+impl Facts {
+    /// Takes those that can be read, and says how many that are.
+    fn take(&mut self, mut frames: Frames) -> u64 {
+        let before = self.good.len();
+        while let Some(frame) = frames.next() {
+            if let Some(record) =
+                frame.ok().filter(|frame| !frame.head.is_record()).and_then(|frame| frame.record().ok())
+            {
+                self.good.push(record);
+            }
+        }
+        (self.good.len() - before) as u64
+    }
 }
 
 fn apply(state: &mut State, record: &Record, recovery: &mut Recovery) {
@@ -614,6 +692,6 @@ fn apply(state: &mut State, record: &Record, recovery: &mut Recovery) {
         _ => Control::decode(&record.payload).map(|controls| controls.iter().for_each(|control| state.apply(control))),
     };
     if applied.is_err() {
-        recovery.damage.push(damaged_fact(0, 0));
+        recovery.damage.push(Damage::of_facts(0, 0));
     }
 }
