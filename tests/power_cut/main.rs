@@ -192,7 +192,11 @@ impl Machine {
             daemon.wait().expect("ended");
         }
         if let Some(mounted) = self.mounted.take() {
-            mounted.umount_and_join().expect("unmounted");
+            match mounted.umount_and_join() {
+                // The kernel ends the session of a file system that is no longer mounted in one of two ways.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                ended => ended.expect("unmounted"),
+            }
         }
     }
 
