@@ -185,7 +185,8 @@ def request_as_json(request):
 class Load:
     """Threads that send small requests until told to stop, and remember what was sent and what was acknowledged."""
 
-    def __init__(self, port, http=4, grpc=2, seed=0):
+    def __init__(self, port, http=4, grpc=2, seed=0, paddings=(0, 100, 2000)):
+        self.paddings = paddings
         self.lock = threading.Lock()
         self.stopping = threading.Event()
         self.sent, self.acknowledged, self.errors = set(), set(), []
@@ -198,7 +199,7 @@ class Load:
 
         rng = random.Random(seed)
         while not self.stopping.is_set():
-            request, ids = make_request(rng.randint(1, 5), padding=rng.choice([0, 100, 2000]))
+            request, ids = make_request(rng.randint(1, 5), padding=rng.choice(self.paddings))
             with self.lock:
                 self.sent.update(ids)
             try:
