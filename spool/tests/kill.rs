@@ -19,7 +19,7 @@ use spool::{Account, Control, Keep, Opened};
 
 use common::{TINY, draft, drain, now, payload, try_open};
 
-const ROUNDS: u64 = 30;
+const ROUNDS: u64 = 60;
 /// The child's directory and seed; only with them is it one.
 const CHILD: &str = "SPOOL_TEST_KILL_CHILD";
 const SEED: &str = "SPOOL_TEST_SEED";
