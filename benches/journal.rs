@@ -148,7 +148,8 @@ fn reads(criterion: &mut Criterion) {
         }
         let shared = writer.shared().clone();
         writer.close(Now::default(), &State::default()).expect("the disk works");
-        let files: Vec<_> = std::fs::read_dir(dir.path()).expect("listed").map(|entry| entry.expect("listed")).collect();
+        let files: Vec<_> =
+            std::fs::read_dir(dir.path()).expect("listed").map(|entry| entry.expect("listed")).collect();
         let mut turns = Turns::default();
         let mut chunk = vec![0; 1 << 20];
         group.bench_function(BenchmarkId::new("journal", format!("{} KiB", record_bytes >> 10)), |bencher| {

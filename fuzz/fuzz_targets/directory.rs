@@ -14,15 +14,39 @@ const BLOCK: usize = 4096;
 #[derive(Debug, Arbitrary)]
 enum Change {
     /// Other bytes at an offset.
-    Patch { file: u8, at: u16, bytes: [u8; 8], length: u8 },
-    Cut { file: u8, length: u16 },
-    Grow { file: u8, bytes: u16 },
-    Remove { file: u8 },
+    Patch {
+        file: u8,
+        at: u16,
+        bytes: [u8; 8],
+        length: u8,
+    },
+    Cut {
+        file: u8,
+        length: u16,
+    },
+    Grow {
+        file: u8,
+        bytes: u16,
+    },
+    Remove {
+        file: u8,
+    },
     /// A block of one file over one of another, or of the same.
-    Copy { from: u8, block: u8, to: u8, at: u8 },
+    Copy {
+        from: u8,
+        block: u8,
+        to: u8,
+        at: u8,
+    },
     /// A file under another number.
-    Twice { file: u8, id: u8 },
-    Reseal { file: u8, adopt: bool },
+    Twice {
+        file: u8,
+        id: u8,
+    },
+    Reseal {
+        file: u8,
+        adopt: bool,
+    },
 }
 
 fn changed(input: &mut Unstructured<'_>) -> Result<Vec<(String, Vec<u8>)>> {

@@ -13,8 +13,7 @@ use tracespool::otlp;
 fuzz_target!(|request: &[u8]| {
     let Ok(summary) = otlp::validate(request) else { return };
     let decoded = ExportTraceServiceRequest::decode(request).expect("prost takes what was accepted");
-    let spans: Vec<_> =
-        decoded.resource_spans.iter().flat_map(|rs| &rs.scope_spans).flat_map(|ss| &ss.spans).collect();
+    let spans: Vec<_> = decoded.resource_spans.iter().flat_map(|rs| &rs.scope_spans).flat_map(|ss| &ss.spans).collect();
     assert_eq!(summary.spans as usize, spans.len(), "spans");
     let ids: BTreeSet<_> = spans.iter().map(|span| span.trace_id.as_slice()).filter(|id| !id.is_empty()).collect();
     assert!(summary.trace_ids.iter().map(|id| &id[..]).eq(ids), "trace ids, sorted");

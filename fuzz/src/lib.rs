@@ -16,6 +16,8 @@ pub const OPTIONS: Options = Options { stream: Stream::Main, segment_bytes: 32 <
 const BLOCK: usize = 4096;
 const GROUP_HEAD: usize = 160;
 const FRAME_HEAD: usize = 64;
+/// From here on numbers are taken for used up.
+const NUMBERS_END: u64 = 1 << 61;
 
 /// A directory of these files, all of it on disk.
 pub fn disk(files: &[(String, Vec<u8>)]) -> SimDisk {
@@ -142,7 +144,18 @@ pub fn check(disk: &SimDisk) {
         drain(&mut inspected.shared.reader(0));
     }
     // A newer format is not touched.
+    let verbose = std::env::var_os("FUZZ_SHOW").is_some();
+    if verbose {
+        eprintln!("given:\n{}", show(disk));
+    }
     let Ok(opened) = open(disk) else { return };
+    if verbose {
+        eprintln!("opened: {:?}\n{}", opened.recovery, show(disk));
+    }
+    // Almost no number is left that the format allows: see FORMAT.md, Limits.
+    if opened.shared.next_record() > NUMBERS_END {
+        return;
+    }
     let mut expected = drain(&mut opened.shared.reader(0));
     let mut writer = opened.writer;
     for round in 0..3_u8 {
@@ -151,6 +164,9 @@ pub fn check(disk: &SimDisk) {
         let Ok(committed) = writer.commit(Now::default(), &mut || opened.state.clone()) else { return };
         assert_eq!(committed.records, number..number + 1);
         expected.push((number, vec![round; 100].into()));
+        if verbose {
+            eprintln!("committed {number} in round {round}:\n{}", show(disk));
+        }
         let next = match round {
             0 => {
                 drop(writer);
@@ -167,12 +183,20 @@ pub fn check(disk: &SimDisk) {
         };
         let next = next.expect("a journal that was opened opens again");
         assert!(next.recovery.torn.is_none(), "what was synced is not torn: {:?}", next.recovery);
+        if verbose {
+            eprintln!("opened again:\n{}{:#?}", show(disk), next.shared.segments());
+        }
         let found = drain(&mut next.shared.reader(0));
         if found != expected {
-            let show = |records: &[(u64, Bytes)]| {
+            let numbers = |records: &[(u64, Bytes)]| {
                 records.iter().map(|(number, payload)| format!("{number}:{}", payload.len())).collect::<Vec<_>>()
             };
-            panic!("round {round}: found {:?}, expected {:?}", show(&found), show(&expected));
+            panic!(
+                "round {round}: found {:?}, expected {:?}; {:?}",
+                numbers(&found),
+                numbers(&expected),
+                next.recovery
+            );
         }
         if round == 1 {
             // The other disk is thrown away.
@@ -193,8 +217,40 @@ fn drain(reader: &mut Reader) -> Vec<(u64, Bytes)> {
                 assert!(last.is_none_or(|(last, _)| *last < record.number), "numbers rise");
                 records.push((record.number, record.payload));
             }
-            Step::Damaged(_) => {}
+            Step::Damaged(damage) => {
+                if std::env::var_os("FUZZ_SHOW").is_some() {
+                    eprintln!("{damage:?}, place {}", reader.place());
+                }
+            }
             Step::End => return records,
         }
     }
+}
+
+/// What a journal's directory looks like, for who looks at a finding.
+pub fn show(disk: &SimDisk) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    for (name, file) in files(disk) {
+        let _ = write!(out, "{name}: {} bytes", file.len());
+        if file.len() >= BLOCK {
+            let at = |at| number(&file, at);
+            let _ = write!(out, ", segment {} epoch {} first {} sequence {}", at(16), at(24), at(32), at(40));
+        }
+        for at in (BLOCK..file.len().saturating_sub(GROUP_HEAD)).step_by(BLOCK) {
+            if file[at..].starts_with(b"TSGR") {
+                let _ = write!(
+                    out,
+                    "; {at:x}: sequence {} first {} next {} of {}/{}",
+                    number(&file, at + 8),
+                    number(&file, at + 16),
+                    number(&file, at + 24),
+                    number(&file, at + 112),
+                    number(&file, at + 120)
+                );
+            }
+        }
+        let _ = writeln!(out);
+    }
+    out
 }

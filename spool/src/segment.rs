@@ -15,6 +15,11 @@ pub(crate) const BLOCK: u64 = 4096;
 /// The same as a length in memory.
 pub(crate) const BLOCK_LEN: usize = 4096;
 
+/// No segment, sequence or record has a higher number; far above what any journal reaches, and sums stay below 2^64.
+pub(crate) const NUMBER_MAX: u64 = 1 << 62;
+/// No epoch is higher: the wall clock in nanoseconds reaches it in 2262.
+const EPOCH_MAX: u64 = 1 << 63;
+
 const MAGIC: [u8; 8] = *b"TRSPOOL\n";
 const FLAG_RECYCLED: u8 = 1;
 const FLAG_RELAXED: u8 = 2;
@@ -74,7 +79,7 @@ pub(crate) fn parse_name(name: &str) -> Option<u64> {
 
 fn parse_id(stem: &str) -> Option<u64> {
     let canonical = stem.len() == 16 && stem.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    canonical.then(|| u64::from_str_radix(stem, 16).ok()).flatten()
+    canonical.then(|| u64::from_str_radix(stem, 16).ok()).flatten().filter(|id| *id <= NUMBER_MAX)
 }
 
 /// The first block of a segment.
@@ -139,7 +144,7 @@ impl Header {
             2 => Stream::Side,
             _ => return Err(BadHeader::Damaged),
         };
-        Ok(Self {
+        let header = Self {
             stream,
             segment: get_u64(block, 16),
             epoch: get_u64(block, 24),
@@ -148,7 +153,10 @@ impl Header {
             created: Now { wall_ns: get_u64(block, 48), clock_ms: get_u64(block, 56) },
             recycled: block[11] & FLAG_RECYCLED != 0,
             relaxed: block[11] & FLAG_RELAXED != 0,
-        })
+        };
+        let highest = header.segment.max(header.first_record).max(header.first_sequence);
+        // Behind a number that is out of all reason there would be none left.
+        if highest <= NUMBER_MAX && header.epoch <= EPOCH_MAX { Ok(header) } else { Err(BadHeader::Damaged) }
     }
 }
 
@@ -282,7 +290,7 @@ impl Footer {
                 index = decode_index(value)?;
             }
         }
-        Some(Self {
+        let footer = Self {
             end,
             groups: field(3),
             first_record: field(4),
@@ -293,7 +301,16 @@ impl Footer {
             first_sequence: field(16),
             created: Now { wall_ns: field(17), clock_ms: field(18) },
             index,
-        })
+        };
+        footer.is_sound().then_some(footer)
+    }
+
+    /// Whether its numbers can be those of one segment. What is not is of no use, though its checksum matches.
+    fn is_sound(&self) -> bool {
+        let rises = |first: u64, next: u64| first <= next && next <= NUMBER_MAX;
+        rises(self.first_record, self.next_record)
+            && rises(self.first_sequence, self.next_sequence)
+            && self.tally.records <= self.next_record - self.first_record
     }
 
     /// The length of a footer, from the last 16 bytes of a file.
@@ -420,6 +437,7 @@ mod tests {
             end: 8192,
             next_record: 107,
             first_sequence: 4,
+            next_sequence: 5,
             created: Now { wall_ns: 8, clock_ms: 9 },
             index: vec![IndexEntry { offset: 4096, first_record: 100, before: Tally::default() }],
             ..Footer::default()

@@ -180,7 +180,8 @@ impl SegmentInfo {
 
     /// A walk over its groups.
     fn groups(&self) -> scan::Groups {
-        scan::Groups::new(self.first_sequence, self.first_record, self.end)
+        let groups = scan::Groups::new(self.first_sequence, self.first_record, self.end);
+        scan::Groups { records_end: self.next_record, ..groups }
     }
 
     /// Records that are in no file, between this segment and the one behind it. Sequences run without a gap from

@@ -154,6 +154,7 @@ impl Cursor {
 
     fn grow(&mut self, info: SegmentInfo) {
         self.groups.end = info.end;
+        self.groups.records_end = info.next_record;
         self.info = info;
         self.losses = None;
     }

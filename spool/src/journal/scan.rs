@@ -11,11 +11,8 @@ use crate::disk::DiskFile;
 use crate::disk::lossy::Lossy;
 use crate::frame::{self, Bad, Head, Record};
 use crate::group::{self, Group};
-use crate::segment::{BLOCK, BLOCK_LEN, Stamp};
+use crate::segment::{BLOCK, BLOCK_LEN, NUMBER_MAX, Stamp};
 use crate::{Error, segment};
-
-/// No record has a higher number; far above what any journal reaches, and sums stay below 2^64.
-const NUMBER_MAX: u64 = 1 << 62;
 
 /// How much is read at once when looking for the next group behind damage.
 const SEARCH_BYTES: usize = 1 << 20;
@@ -183,6 +180,8 @@ pub(super) struct Groups {
     /// What the next group must say of itself. Sequences and records run without a gap inside a segment.
     pub(super) sequence: u64,
     pub(super) record: u64,
+    /// Behind the last record that can be there: what is known of the segment, or what any journal can reach.
+    pub(super) records_end: u64,
 }
 
 /// A group on a walk.
@@ -204,7 +203,7 @@ pub(super) struct Stretch {
 
 impl Groups {
     pub(super) fn new(first_sequence: u64, first_record: u64, end: u64) -> Self {
-        Self { offset: BLOCK, end, sequence: first_sequence, record: first_record }
+        Self { offset: BLOCK, end, sequence: first_sequence, record: first_record, records_end: NUMBER_MAX }
     }
 
     /// The next group, or the next one behind damage.
@@ -246,7 +245,7 @@ impl Groups {
         let skipped = group.sequence.checked_sub(self.sequence);
         skipped.is_some_and(|skipped| skipped <= blocks && (skipped > 0) == (blocks > 0))
             && group.first_record >= self.record
-            && group.next_record <= NUMBER_MAX
+            && group.next_record <= self.records_end
             && group.next_record.checked_sub(group.first_record).is_some_and(|count| group.tally.records <= count)
     }
 }
