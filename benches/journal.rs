@@ -91,7 +91,6 @@ impl Turns {
         let total = |times: &[Duration]| times.iter().sum::<Duration>().as_secs_f64();
         let all = total(&self.bare) / total(&self.ours);
         let (ours, bare) = (median(&mut self.ours), median(&mut self.bare));
-        #[expect(clippy::cast_precision_loss, reason = "a figure to look at")]
         let megabytes = bytes as f64 / 1e6;
         println!(
             "{what}: {:.1} MB/s beside {:.1} MB/s bare: {:.0} % by medians, {:.0} % by totals of {} turns",

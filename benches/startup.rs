@@ -67,7 +67,6 @@ fn start(dir: &Path, end: End) -> Duration {
     took
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a figure to look at")]
 fn mega(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }

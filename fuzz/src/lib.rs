@@ -6,12 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use spool::disk::Disk;
 use spool::disk::sim::{Loss, SimDisk};
-use spool::{Draft, Envelope, Journal, Now, Opened, Options, Reader, State, Step, Stream};
+use spool::{Draft, Envelope, Journal, Now, Opened, Options, Reader, State, Step};
 
 /// Where the journal is.
 pub const DIR: &str = "/journal";
 /// Tiny segments, so that everything rolls.
-pub const OPTIONS: Options = Options { stream: Stream::Main, segment_bytes: 32 << 10, record_floor: 1 };
+pub fn options() -> Options {
+    Options { segment_bytes: 32 << 10, ..Options::default() }
+}
 
 const BLOCK: usize = 4096;
 const GROUP_HEAD: usize = 160;
@@ -52,7 +54,7 @@ pub fn sample() -> Vec<(String, Vec<u8>)> {
     let disk = SimDisk::new();
     for life in 0..2_u8 {
         let Opened { mut writer, mut state, .. } =
-            Journal::open(Arc::new(disk.clone()), Path::new(DIR), OPTIONS, 0).expect("a healthy disk");
+            Journal::open(Arc::new(disk.clone()), Path::new(DIR), options(), 0).expect("a healthy disk");
         state.accounts.entry("a".to_owned()).or_insert_with(|| spool::Account::from_record(1));
         for length in [10, 3000, 0, 9000, 12_000, 100] {
             let now = Now { wall_ns: 1000, clock_ms: 10 };
@@ -139,8 +141,8 @@ fn length(file: &[u8], at: usize) -> usize {
 /// Looks at the journal, opens it, writes to it, and opens it again after each way to end: it never panics, what was
 /// found once is found again, and no number is given twice.
 pub fn check(disk: &SimDisk) {
-    let open = |disk: &SimDisk| Journal::open(Arc::new(disk.clone()), Path::new(DIR), OPTIONS, 0);
-    if let Ok(inspected) = Journal::inspect(Arc::new(disk.clone()), Path::new(DIR), OPTIONS) {
+    let open = |disk: &SimDisk| Journal::open(Arc::new(disk.clone()), Path::new(DIR), options(), 0);
+    if let Ok(inspected) = Journal::inspect(Arc::new(disk.clone()), Path::new(DIR), options()) {
         drain(&mut inspected.shared.reader(0));
     }
     // A newer format is not touched.
