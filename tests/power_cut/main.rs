@@ -235,10 +235,14 @@ impl Machine {
 }
 
 impl Drop for Machine {
+    /// In order: a folder can't be removed while something is mounted in it, nor that unmounted while it is in use.
     fn drop(&mut self) {
         if let Some(daemon) = &mut self.daemon {
             let _ = daemon.kill();
             let _ = daemon.wait();
+        }
+        if let Some(mounted) = self.mounted.take() {
+            let _ = mounted.umount_and_join();
         }
     }
 }
