@@ -18,7 +18,7 @@ pub(crate) const BLOCK_LEN: usize = 4096;
 /// No segment, sequence or record has a higher number; far above what any journal reaches, and sums stay below 2^64.
 pub(crate) const NUMBER_MAX: u64 = 1 << 62;
 /// No epoch is higher: the wall clock in nanoseconds reaches it in 2262.
-const EPOCH_MAX: u64 = 1 << 63;
+pub(crate) const EPOCH_MAX: u64 = 1 << 63;
 
 const MAGIC: [u8; 8] = *b"TRSPOOL\n";
 const FLAG_RECYCLED: u8 = 1;

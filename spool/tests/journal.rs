@@ -312,3 +312,15 @@ fn what_is_kept_back_stays_over_starts_and_no_more_than_that() {
     let names = std::fs::read_dir(&path).expect("the directory is there").count();
     assert_eq!(names, opened.shared.segments().len(), "what is too many went");
 }
+
+#[test]
+fn a_clock_that_is_out_of_all_reason_does_no_harm() {
+    let dir = dir();
+    let path = dir.path().join("journal");
+    for (start, wall_ns) in [u64::MAX, 1 << 63, 0].into_iter().enumerate() {
+        let mut opened = spool::Journal::open(std::sync::Arc::new(spool::disk::OsDisk), &path, TINY, wall_ns)
+            .expect("the journal opens");
+        assert_eq!(numbers(&read_all(&opened, 1)).len(), start);
+        commit(&mut opened.writer, 1..2, 10);
+    }
+}

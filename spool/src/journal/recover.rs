@@ -20,7 +20,7 @@ use crate::disk::lossy::Lossy;
 use crate::envelope::Kind;
 use crate::frame::{self, Record};
 use crate::group::{self, Group};
-use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, Ends, Footer, Header, Stamp};
+use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, EPOCH_MAX, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
 use crate::{Error, Now};
 
@@ -103,7 +103,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
         segment: highest_id + 1,
         // The wall clock makes it unknown beforehand to whoever sends payloads, so that none can hold bytes with valid
         // checksums of this journal.
-        epoch: highest_epoch.saturating_add(1).max(wall_ns),
+        epoch: highest_epoch.saturating_add(1).max(wall_ns.min(EPOCH_MAX / 2)),
         sequence,
         next_record,
         now: Now { wall_ns, clock_ms: state.clock_ms },
