@@ -9,7 +9,7 @@ pub mod sim;
 use std::fmt::Debug;
 use std::fs;
 use std::io::{self, IoSlice};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// A file system.
@@ -49,6 +49,18 @@ pub trait Disk: Debug + Send + Sync {
     /// # Errors
     /// The file system's.
     fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name, which must not exist. Not durable before [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// The file system's; `AlreadyExists` when the name is taken, and others where files can't have two names.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// How many names a file has. One with a second name must not be written over: it is somebody else's, too.
+    ///
+    /// # Errors
+    /// The file system's.
+    fn links(&self, path: &Path) -> io::Result<u64>;
 
     /// Makes the entries of `dir` durable: what was created, renamed or removed in it.
     ///
@@ -140,6 +152,14 @@ impl Disk for OsDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn links(&self, path: &Path) -> io::Result<u64> {
+        Ok(fs::metadata(path)?.nlink())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

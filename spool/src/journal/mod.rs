@@ -1,11 +1,13 @@
 //! The journal: a directory of segments with one writer and any number of readers.
 
+mod keep;
 mod reader;
 mod reclaim;
 mod recover;
 mod scan;
 mod writer;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,6 +20,7 @@ use crate::segment::{Footer, Stamp};
 use crate::state::State;
 use crate::{Error, Stream, Tally};
 
+pub use keep::Kept;
 pub use reader::{Damage, Reader, Step};
 pub use reclaim::{Keep, Reclaimed};
 pub use recover::{Recovery, Torn};
@@ -210,20 +213,58 @@ impl Shared {
         self.lock().iter().map(|segment| segment.file_bytes).sum()
     }
 
-    /// What is in the journal from `place` on. Reads group headers of one segment, no payload.
+    /// What is in the journal from `place` on. Reads a few group headers of one segment, and one group.
     ///
     /// # Errors
     /// [`Error::Io`] of the file system.
     pub fn tally_from(&self, place: u64) -> Result<Tally, Error> {
-        let mut total = Tally::default();
-        for segment in self.segments() {
-            if segment.first_record >= place {
-                total += segment.tally;
-            } else if segment.next_record > place {
-                total += scan::tally_from(self, &segment, place)?;
+        Ok(self.tallies_from(&[place])?.remove(&place).unwrap_or_default())
+    }
+
+    /// What is in the journal from each of these places on, in one walk.
+    ///
+    /// # Errors
+    /// [`Error::Io`] of the file system.
+    pub fn tallies_from(&self, places: &[u64]) -> Result<BTreeMap<u64, Tally>, Error> {
+        let segments = self.segments();
+        let mut left: BTreeSet<u64> = places.iter().copied().collect();
+        let mut found = BTreeMap::new();
+        let mut behind = Tally::default();
+        for segment in segments.iter().rev() {
+            for place in left.split_off(&segment.next_record) {
+                found.insert(place, behind);
             }
+            let inside = left.split_off(&(segment.first_record + 1));
+            if !inside.is_empty() {
+                for (place, tally) in scan::tallies_from(self, segment, &inside)? {
+                    found.insert(place, tally.plus(behind));
+                }
+            }
+            behind += segment.tally;
         }
-        Ok(total)
+        found.extend(left.into_iter().map(|place| (place, behind)));
+        Ok(found)
+    }
+
+    /// The records of a segment with what each weighs, ascending. Reads the whole segment.
+    ///
+    /// What a group holds beside the records that can be read is counted with the last of its numbers, so that nothing
+    /// is missing in the sum as long as the headers of the groups are whole.
+    ///
+    /// # Errors
+    /// [`Error::Io`] of the file system.
+    pub fn weigh(&self, segment: &SegmentInfo) -> Result<Vec<(u64, Tally)>, Error> {
+        scan::weigh(self, segment)
+    }
+
+    /// Gives a sealed segment a second name, `to`, in a directory that is there; where files can't have one, it is
+    /// copied. Durable when it returns. A name that is there already is from an attempt that was cut short, and made
+    /// anew.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`] of the file system; no harm is done.
+    pub fn keep_copy(&self, segment: &SegmentInfo, dir: &Path) -> Result<(), Error> {
+        keep::keep_copy(self, segment, dir)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SegmentInfo>> {

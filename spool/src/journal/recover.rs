@@ -18,7 +18,7 @@ use crate::frame::{self, Record};
 use crate::group::Group;
 use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
-use crate::{Error, Now};
+use crate::{Error, Now, Stream};
 
 /// Where torn groups are kept, beside the segments.
 const QUARANTINE: &str = "quarantine";
@@ -68,7 +68,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     };
     let closings = plan(found.segments, tail)?;
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
-    let state = fold(&closings, &doubtful, &mut recovery)?;
+    let mut state = fold(&closings, &doubtful, &mut recovery)?;
     report_damage(&closings, &infos, state.lowest_needed().unwrap_or(0), &mut recovery);
 
     let lost = found.lost;
@@ -81,11 +81,16 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
 
     let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos);
     recovery.rewritten = doubtful.records.len() as u64;
+    // The wall clock makes it unknown beforehand to whoever sends payloads, so that none can hold bytes with valid
+    // checksums of this journal.
+    let epoch = highest_epoch.saturating_add(1).max(wall_ns);
+    // The side journal is told whose it is.
+    if state.spool_id == 0 && options.stream == Stream::Main {
+        state.spool_id = epoch;
+    }
     let start = Start {
         segment: highest_id + 1,
-        // The wall clock makes it unknown beforehand to whoever sends payloads, so that none can hold bytes with valid
-        // checksums of this journal.
-        epoch: highest_epoch.saturating_add(1).max(wall_ns),
+        epoch,
         sequence,
         next_record,
         now: Now { wall_ns, clock_ms: state.clock_ms },

@@ -1,5 +1,6 @@
 //! Walking the groups of one segment by their headers.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -263,25 +264,76 @@ impl Frames {
     }
 }
 
-/// What `info` holds from `place` on, where `place` lies inside it.
-pub(super) fn tally_from(shared: &Shared, info: &SegmentInfo, place: u64) -> Result<Tally, Error> {
+/// What `info` holds from each of `places` on, which lie inside it, ascending.
+pub(super) fn tallies_from(
+    shared: &Shared,
+    info: &SegmentInfo,
+    places: &BTreeSet<u64>,
+) -> Result<Vec<(u64, Tally)>, Error> {
     let file = SegmentFile::open(shared, info)?;
-    let mut total = Tally::default();
+    let index =
+        if info.sealed { segment::read_ends(&*file.file, &file.path)?.footer.map(|footer| footer.index) } else { None };
+    let index = index.unwrap_or_default();
+    let mut found = Vec::with_capacity(places.len());
+    let mut walk = info.groups();
+    let mut before = Tally::default();
+    let mut places = places.iter().copied().peekable();
+    while let Some(place) = places.peek().copied() {
+        // The last entry at or before the place, if that is further than the walk has come.
+        let entry = index[..index.partition_point(|entry| entry.first_record <= place)].last();
+        if let Some(entry) = entry.filter(|entry| entry.offset > walk.offset)
+            && let Some(group) = file.group_at(entry.offset, walk.end)?
+        {
+            walk.rewind(entry.offset, &group);
+            before = entry.before;
+        }
+        let Some(Found { at, group, .. }) = walk.next(&file)? else { break };
+        if group.next_record > place {
+            let mut weights = weigh_group(&file, at, &group)?.into_iter().peekable();
+            let mut below = before;
+            while let Some(place) = places.next_if(|place| *place < group.next_record) {
+                while let Some((_, tally)) = weights.next_if(|(number, _)| *number < place) {
+                    below += tally;
+                }
+                found.push((place, info.tally.less(below)));
+            }
+        }
+        before += group.tally;
+    }
+    // Behind the last group that can be found: nothing is known to be there.
+    found.extend(places.map(|place| (place, info.tally.less(before))));
+    Ok(found)
+}
+
+/// The records of a segment with what each weighs.
+pub(super) fn weigh(shared: &Shared, info: &SegmentInfo) -> Result<Vec<(u64, Tally)>, Error> {
+    let file = SegmentFile::open(shared, info)?;
+    let mut weights = Vec::new();
     let mut groups = info.groups();
     while let Some(Found { at, group, .. }) = groups.next(&file)? {
-        if group.first_record >= place {
-            total += group.tally;
-        } else if group.next_record > place {
-            let mut below = Tally::default();
-            let mut frames = file.records(at, &group)?;
-            while let Some(frame) = frames.next() {
-                let Ok(frame) = frame else { continue };
-                if frame.head.number < place {
-                    below += frame.head.tally();
-                }
-            }
-            total += group.tally.less(below);
+        weights.extend(weigh_group(&file, at, &group)?);
+    }
+    Ok(weights)
+}
+
+/// The records of a group with what each weighs; what can't be read counts with the last number in it.
+fn weigh_group(file: &SegmentFile, at: u64, group: &Group) -> Result<Vec<(u64, Tally)>, Error> {
+    let mut weights: Vec<(u64, Tally)> = Vec::new();
+    if group.tally.records == 0 {
+        return Ok(weights);
+    }
+    let mut left = group.tally;
+    let mut frames = file.records(at, group)?;
+    while let Some(frame) = frames.next() {
+        if let Ok(frame) = frame
+            && frame.head.kind.is_none_or(Kind::is_record)
+        {
+            left -= frame.head.tally();
+            weights.push((frame.head.number, frame.head.tally()));
         }
     }
-    Ok(total)
+    if left != Tally::default() {
+        weights.push((group.next_record - 1, left));
+    }
+    Ok(weights)
 }
