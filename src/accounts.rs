@@ -2,12 +2,19 @@
 //!
 //! Lanes write here as records end one way or another; the committer takes a snapshot into every checkpoint, so that a
 //! place and its counters are always of the same moment.
+//!
+//! A record ends once. A lane's delivery and a limit that gives the record up may race: whoever comes first counts it,
+//! and the other counts nothing, because both decide under the lock. What a limit decides is folded in by the very
+//! function with which the journal folds it in at a start.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard};
+use std::convert::Infallible;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use spool::{Account, Received, State, Tally};
+use spool::{Account, Control, DiscardReason, Label, Ranges, Received, State, Tally};
 
 use crate::backend::Failure;
 
@@ -19,28 +26,58 @@ pub struct Accounts {
 
 #[derive(Debug)]
 struct Inner {
-    received: Received,
+    /// Places, counters, and what lies in the side journal: what a checkpoint holds, but for the clock.
+    state: State,
     /// Full, invalid, too large: as the journal had them when this process started.
     refused_at_start: [u64; 3],
     /// Everything committed since this process started.
     committed: Tally,
+    /// One for every account.
     entries: BTreeMap<String, Entry>,
     /// Counts changes, so that an idle daemon writes nothing.
     version: u64,
 }
 
-#[derive(Debug)]
+/// What is known of an account for as long as this process lives.
+#[derive(Debug, Default)]
 struct Entry {
-    /// Place and counters; what a checkpoint holds.
-    account: Account,
     /// What the backend waited for when this process started.
     waiting_at_start: Tally,
-    /// What it was owed, ever, when this process started.
-    owed_at_start: u64,
+    /// What it was owed, ever, when this process started, and what was given up for it at the door since.
+    owed_beside_commits: u64,
     /// What ended since.
     finished: Tally,
+    /// Rises when another than the lane finished records.
+    disturbed: Arc<AtomicU64>,
     /// `None` for a backend that is no longer configured.
     lane: Option<LaneStatus>,
+}
+
+/// Some records of the journal that a limit gives up, and what they weigh.
+#[derive(Debug)]
+pub struct Weighed<'a> {
+    /// Their numbers. Others than those of records may be among them.
+    pub span: Range<u64>,
+    /// All of them together.
+    pub total: Tally,
+    /// Each of them, where that has been read.
+    pub each: Option<&'a [(u64, Tally)]>,
+}
+
+/// A part of the records is finished: what is left of them can be told only from each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NeedsEach;
+
+impl Weighed<'_> {
+    /// What those of `unfinished` weigh that are among these.
+    fn of(&self, unfinished: &Ranges) -> Result<Tally, NeedsEach> {
+        if unfinished.count() == self.span.end - self.span.start {
+            return Ok(self.total);
+        }
+        let each = self.each.ok_or(NeedsEach)?.iter();
+        let left = each.filter(|(number, _)| unfinished.contains(*number));
+        Ok(left.fold(Tally::default(), |sum, (_, tally)| sum.plus(*tally)))
+    }
 }
 
 /// All books at one moment.
@@ -109,26 +146,22 @@ impl Accounts {
     /// The books as the journal's state has them.
     #[must_use]
     pub fn new(state: &State) -> Self {
-        let entry = |account: &Account| Entry {
-            account: account.clone(),
-            waiting_at_start: Tally::default(),
-            owed_at_start: account.settled(),
-            finished: Tally::default(),
-            lane: None,
-        };
+        let entry = |account: &Account| Entry { owed_beside_commits: account.settled(), ..Entry::default() };
         let entries = state.accounts.iter().map(|(name, account)| (name.clone(), entry(account))).collect();
         let received = state.received;
         let refused_at_start = [received.refused_full, received.refused_invalid, received.refused_too_large];
-        let inner = Inner { received, refused_at_start, committed: Tally::default(), entries, version: 0 };
+        let state = state.clone();
+        let inner = Inner { state, refused_at_start, committed: Tally::default(), entries, version: 0 };
         Self { inner: Mutex::new(inner) }
     }
 
     /// Notes what a backend waits for at the start of this process, before anything is committed.
     pub fn open(&self, name: &str, waiting: Tally, configured: bool) {
         let mut inner = self.lock();
-        if let Some(entry) = inner.entries.get_mut(name) {
+        let Inner { state, entries, .. } = &mut *inner;
+        if let (Some(entry), Some(account)) = (entries.get_mut(name), state.accounts.get(name)) {
             entry.waiting_at_start = waiting;
-            entry.owed_at_start = entry.account.settled() + waiting.units;
+            entry.owed_beside_commits = account.settled() + waiting.units;
             entry.lane = configured.then(LaneStatus::default);
         }
     }
@@ -137,29 +170,191 @@ impl Accounts {
     pub fn commit(&self, tally: Tally, next_record: u64) {
         let mut inner = self.lock();
         inner.committed += tally;
-        inner.received.count(tally, next_record);
+        inner.state.received.count(tally, next_record);
         inner.version += 1;
+    }
+
+    /// Counts what was acknowledged and given up at once, for every backend that would have got it.
+    pub fn drop_newest(&self, tally: Tally) {
+        let mut inner = self.lock();
+        inner.version += 1;
+        let Inner { state, entries, .. } = &mut *inner;
+        let counted_to = state.received.counted_to;
+        state.received.count(tally, counted_to);
+        for (name, account) in state.accounts.iter_mut().filter(|(_, account)| !account.is_removed()) {
+            account.discarded.count(DiscardReason::QueueCap, tally.units);
+            if let Some(entry) = entries.get_mut(name) {
+                entry.owed_beside_commits += tally.units;
+            }
+        }
     }
 
     /// Sets how many requests were refused since this process started.
     pub fn set_refused(&self, full: u64, invalid: u64, too_large: u64) {
         let mut inner = self.lock();
-        let before = inner.received;
+        let before = inner.state.received;
         let at_start = inner.refused_at_start;
-        inner.received.refused_full = at_start[0] + full;
-        inner.received.refused_invalid = at_start[1] + invalid;
-        inner.received.refused_too_large = at_start[2] + too_large;
-        inner.version += u64::from(inner.received != before);
+        let received = &mut inner.state.received;
+        received.refused_full = at_start[0] + full;
+        received.refused_invalid = at_start[1] + invalid;
+        received.refused_too_large = at_start[2] + too_large;
+        inner.version += u64::from(inner.state.received != before);
     }
 
-    /// Changes a backend's books: `finished` of what it waited for has ended in the way that `change` notes.
-    pub fn settle(&self, name: &str, finished: Tally, change: impl FnOnce(&mut Account)) {
+    /// Finishes those of `records` that are not finished yet; `change` notes in the books how these ended, of which it
+    /// is told what they weigh.
+    pub fn settle(
+        &self,
+        name: &str,
+        records: impl IntoIterator<Item = (u64, Tally)>,
+        change: impl FnOnce(&mut Account, Tally),
+    ) {
+        self.books(name, |account, entry| {
+            let mut ended = Tally::default();
+            for (number, tally) in records {
+                if !account.is_finished(number) {
+                    account.finish(number..number + 1);
+                    ended += tally;
+                }
+            }
+            entry.finished += ended;
+            change(account, ended);
+        });
+    }
+
+    /// Copies in the side journal, numbered from `first` on, of `records` that became dead letters in this order. The
+    /// copy of one that was finished by then is nobody's.
+    pub fn bury(&self, name: &str, records: &[(u64, Tally)], first: u64) {
         let mut inner = self.lock();
         inner.version += 1;
-        if let Some(entry) = inner.entries.get_mut(name) {
-            entry.finished += finished;
-            change(&mut entry.account);
+        let Inner { state, entries, .. } = &mut *inner;
+        let (Some(account), Some(entry)) = (state.accounts.get_mut(name), entries.get_mut(name)) else { return };
+        let mut side_number = first;
+        for (number, tally) in records {
+            if account.is_finished(*number) {
+                state.side_settled.insert(side_number..side_number + 1);
+            } else {
+                account.finish(*number..number + 1);
+                account.dead += *tally;
+                entry.finished += *tally;
+            }
+            side_number += 1;
         }
+        account.side_place = account.side_place.max(side_number);
+    }
+
+    /// Finishes numbers that no record has, or can be read of: `lost` of them had one.
+    pub fn pass(&self, name: &str, numbers: Range<u64>, lost: bool) -> u64 {
+        let mut counted = 0;
+        self.books(name, |account, entry| {
+            if lost {
+                counted = account.unfinished_in(numbers.clone()).count();
+                account.damaged += counted;
+                entry.finished += Tally { records: counted, units: counted, ..Tally::default() };
+            }
+            account.finish(numbers);
+        });
+        counted
+    }
+
+    /// Changes what is in a backend's books beside its records.
+    pub fn note(&self, name: &str, change: impl FnOnce(&mut Account)) {
+        self.books(name, |account, _| change(account));
+    }
+
+    fn books(&self, name: &str, change: impl FnOnce(&mut Account, &mut Entry)) {
+        let mut inner = self.lock();
+        inner.version += 1;
+        let Inner { state, entries, .. } = &mut *inner;
+        if let (Some(account), Some(entry)) = (state.accounts.get_mut(name), entries.get_mut(name)) {
+            change(account, entry);
+        }
+    }
+
+    /// Gives up those of `records` that are not finished, for every backend that `chosen` names. The facts are in the
+    /// books already, and have to be in the journal before anything is deleted for them.
+    ///
+    /// # Errors
+    /// [`NeedsEach`]: nothing has changed.
+    pub fn discard(
+        &self,
+        records: &Weighed<'_>,
+        reason: DiscardReason,
+        chosen: impl Fn(&str) -> bool,
+    ) -> Result<Vec<Control>, NeedsEach> {
+        self.enact(|state| {
+            let mut controls = Vec::new();
+            for (name, account) in state.accounts.iter().filter(|(name, _)| chosen(name)) {
+                let unfinished = account.unfinished_in(records.span.clone());
+                if !unfinished.is_empty() {
+                    let (backend, tally) = (name.clone(), records.of(&unfinished)?);
+                    controls.push(Control::Discarded { backend, records: unfinished, reason, tally });
+                }
+            }
+            Ok(controls)
+        })
+    }
+
+    /// Gives up those of single records that are not finished. As [`Accounts::discard`].
+    pub fn discard_records(&self, name: &str, records: &[(u64, Tally)], reason: DiscardReason) -> Vec<Control> {
+        let decided = self.enact(|state| {
+            let Some(account) = state.accounts.get(name) else { return Ok::<_, Infallible>(Vec::new()) };
+            let (mut numbers, mut sum) = (Ranges::default(), Tally::default());
+            for (number, tally) in records.iter().filter(|(number, _)| !account.is_finished(*number)) {
+                numbers.insert(*number..number + 1);
+                sum += *tally;
+            }
+            let backend = name.to_owned();
+            let control = Control::Discarded { backend, records: numbers, reason, tally: sum };
+            Ok(if sum.records == 0 { Vec::new() } else { vec![control] })
+        });
+        let Ok(controls) = decided;
+        controls
+    }
+
+    /// Makes those of a segment's records that a backend waits for its dead letters. As [`Accounts::discard`].
+    ///
+    /// # Errors
+    /// [`NeedsEach`]: nothing has changed.
+    pub fn relabel(&self, records: &Weighed<'_>, label: &Label) -> Result<Vec<Control>, NeedsEach> {
+        self.enact(|state| {
+            let account = state.accounts.get(&label.backend);
+            let unfinished = account.map(|account| account.unfinished_in(records.span.clone())).unwrap_or_default();
+            if unfinished.is_empty() {
+                return Ok(Vec::new());
+            }
+            let tally = records.of(&unfinished)?;
+            Ok(vec![Control::Relabelled(Box::new(Label { records: unfinished, tally, ..label.clone() }))])
+        })
+    }
+
+    /// Folds in what `decide` says when it sees the books, and returns it.
+    ///
+    /// # Errors
+    /// That of `decide`; then nothing has changed.
+    pub fn enact<E>(&self, decide: impl FnOnce(&State) -> Result<Vec<Control>, E>) -> Result<Vec<Control>, E> {
+        let mut inner = self.lock();
+        let controls = decide(&inner.state)?;
+        inner.version += u64::from(!controls.is_empty());
+        for control in &controls {
+            inner.state.apply(control);
+            let (backend, ended) = match control {
+                Control::Discarded { backend, tally, .. } => (backend, *tally),
+                Control::Relabelled(label) => (&label.backend, label.tally),
+                _ => continue,
+            };
+            if let Some(entry) = inner.entries.get_mut(backend) {
+                entry.finished += ended;
+                entry.disturbed.fetch_add(1, Ordering::Release);
+            }
+        }
+        Ok(controls)
+    }
+
+    /// Rises when another than the lane finished records of a backend, so that the lane need not ask for each.
+    #[must_use]
+    pub fn disturbed(&self, name: &str) -> Arc<AtomicU64> {
+        self.lock().entries.get(name).map(|entry| Arc::clone(&entry.disturbed)).unwrap_or_default()
     }
 
     /// Changes what `status` says of a lane.
@@ -174,8 +369,12 @@ impl Accounts {
     #[must_use]
     pub fn snapshot(&self, clock_ms: u64) -> (State, u64) {
         let inner = self.lock();
-        let accounts = inner.entries.iter().map(|(name, entry)| (name.clone(), entry.account.clone())).collect();
-        (State { clock_ms, received: inner.received, accounts }, inner.version)
+        (State { clock_ms, ..inner.state.clone() }, inner.version)
+    }
+
+    /// Looks at what a checkpoint would hold.
+    pub fn look<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.lock().state)
     }
 
     /// Changes whenever a snapshot would.
@@ -184,22 +383,23 @@ impl Accounts {
         self.lock().version
     }
 
+    /// What a backend's books say, if there are any.
+    #[must_use]
+    pub fn account(&self, name: &str) -> Option<Account> {
+        self.lock().state.accounts.get(name).cloned()
+    }
+
     /// Whether a backend needs nothing more of a record.
     #[must_use]
     pub fn is_finished(&self, name: &str, record: u64) -> bool {
-        self.lock().entries.get(name).is_some_and(|entry| entry.account.is_finished(record))
+        self.lock().state.accounts.get(name).is_some_and(|account| account.is_finished(record))
     }
 
-    /// Behind the highest record that a backend's books know of.
+    /// What every backend waits for, by name.
     #[must_use]
-    pub fn seen(&self, name: &str) -> u64 {
-        self.lock().entries.get(name).map_or(0, |entry| entry.account.seen())
-    }
-
-    /// For how long delivery was held up until an operator acted, ever.
-    #[must_use]
-    pub fn idle_ms(&self, name: &str) -> u64 {
-        self.lock().entries.get(name).map_or(0, |entry| entry.account.idle_ms)
+    pub fn waiting(&self) -> BTreeMap<String, Tally> {
+        let inner = self.lock();
+        inner.entries.iter().map(|(name, entry)| (name.clone(), inner.waiting_of(name, entry))).collect()
     }
 
     /// All books at one moment.
@@ -207,19 +407,32 @@ impl Accounts {
     pub fn report(&self) -> Report {
         let inner = self.lock();
         let book = |(name, entry): (&String, &Entry)| {
-            let new = if entry.account.is_removed() { Tally::default() } else { inner.committed };
+            let account = inner.state.accounts.get(name).cloned().unwrap_or_default();
+            let new = inner.new_for(&account);
             Book {
                 name: name.clone(),
-                account: entry.account.clone(),
-                owed: entry.owed_at_start + new.units,
-                waiting: entry.waiting_at_start.plus(new).less(entry.finished),
+                owed: entry.owed_beside_commits + new.units,
+                waiting: inner.waiting_of(name, entry),
                 lane: entry.lane.clone(),
+                account,
             }
         };
-        Report { received: inner.received, books: inner.entries.iter().map(book).collect() }
+        Report { received: inner.state.received, books: inner.entries.iter().map(book).collect() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("the books are locked for moments that cannot panic")
+    }
+}
+
+impl Inner {
+    /// What came in for a backend since this process started.
+    fn new_for(&self, account: &Account) -> Tally {
+        if account.is_removed() { Tally::default() } else { self.committed }
+    }
+
+    fn waiting_of(&self, name: &str, entry: &Entry) -> Tally {
+        let new = self.state.accounts.get(name).map(|account| self.new_for(account)).unwrap_or_default();
+        entry.waiting_at_start.plus(new).less(entry.finished)
     }
 }

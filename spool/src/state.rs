@@ -136,6 +136,18 @@ pub enum DiscardReason {
 }
 
 impl DiscardReason {
+    /// As `status` and the log name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RetryTimeout => "retry_timeout",
+            Self::QueueCap => "queue_cap",
+            Self::DeadLetterCap => "dead_letter_cap",
+            Self::DeadLetterAge => "dead_letter_age",
+            Self::Purged => "purged",
+        }
+    }
+
     fn from_u8(value: u8) -> Result<Self, Malformed> {
         [Self::RetryTimeout, Self::QueueCap, Self::DeadLetterCap, Self::DeadLetterAge, Self::Purged]
             .into_iter()
@@ -841,7 +853,7 @@ mod tests {
         let discarded =
             Control::Discarded { backend: "a".into(), records, reason: DiscardReason::QueueCap, tally: tally_of(4) };
         let relabelled = Control::Relabelled(Box::new(label()));
-        let numbers = Letters::Numbers([1..3].into_iter().collect());
+        let numbers = Letters::Numbers((1..3).into());
         let settled =
             |letters, units, end| Control::SideSettled { backend: "a".into(), letters, end, tally: tally_of(units) };
         let by_cap = settled(numbers, 2, LettersEnd::Discarded(DiscardReason::DeadLetterCap));
@@ -856,7 +868,7 @@ mod tests {
             assert_eq!(twice, once);
         }
         let account = &once.accounts["a"];
-        assert_eq!((account.place, account.finished.iter().collect::<Vec<_>>()), (9, vec![11..20]));
+        assert_eq!((account.place, &account.finished), (9, &(11..20).into()));
         assert_eq!((account.discarded.queue_cap, account.discarded.dead_letter_cap, account.damaged), (4, 2, 5));
         assert_eq!((account.dead.units, account.settled()), (7, 18), "14 died, of which 7 were settled");
         assert!(once.labels.is_empty());
@@ -867,12 +879,11 @@ mod tests {
     fn unfinished_records_are_those_that_are_owed() {
         let mut account = Account { end: 20, ..Account::from_record(5) };
         account.finish(8..10);
-        let all = |account: &Account, range| account.unfinished_in(range).iter().collect::<Vec<_>>();
-        assert_eq!(all(&account, 1..30), [5..8, 10..20]);
-        assert_eq!(all(&account, 1..5), []);
-        assert_eq!(all(&account, 25..30), [], "behind the end of a removed backend");
+        assert_eq!(account.unfinished_in(1..30), [5..8, 10..20].into_iter().collect());
+        assert!(account.unfinished_in(1..5).is_empty());
+        assert!(account.unfinished_in(25..30).is_empty(), "behind the end of a removed backend");
         account.end = 0;
-        assert_eq!(all(&account, 9..12), [10..12]);
+        assert_eq!(account.unfinished_in(9..12), (10..12).into());
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn controls() -> Vec<Control> {
         },
         Control::SideSettled {
             backend: "first".to_owned(),
-            letters: Letters::Numbers([6..9].into_iter().collect()),
+            letters: Letters::Numbers((6..9).into()),
             end: LettersEnd::Discarded(DiscardReason::DeadLetterAge),
             tally: Tally { records: 3, traces: 3, spans: 3, units: 3, bytes: 3 },
         },

@@ -26,9 +26,11 @@ fn after_a_clean_close_everything_is_there_and_numbers_go_on() {
     let mut state = State::default();
     state.apply(&Control::BackendAdded { name: "a".into(), start: 1 });
     let opened = filled(dir.path());
+    state.spool_id = opened.state.spool_id;
     opened.writer.close(now(9), &state).expect("it closes");
     let mut opened = open(dir.path());
     assert!(opened.recovery.clean);
+    assert_ne!(state.spool_id, 0, "a journal has an identity from its first start on");
     assert_eq!(opened.state, State { clock_ms: 9, ..state });
     let records = read_all(&opened, 1);
     assert_eq!(numbers(&records), (1..61).collect::<Vec<_>>());

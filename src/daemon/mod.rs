@@ -8,11 +8,11 @@ pub mod state_dir;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use spool::disk::OsDisk;
-use spool::{Journal, Opened, Options, Stream, Writer};
+use spool::{Journal, Kept, Opened, Options, State, Stream, Writer};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -23,13 +23,16 @@ use crate::admin::{self, Admin};
 use crate::backend::{self, Backend};
 use crate::clock::{Clock, wall_ns};
 use crate::config::{Config, Loaded};
-use crate::deliver::{Lane, LaneParts, Side};
-use crate::intake::{Committer, CommitterParts, Intake, Limits};
-use crate::ledger::{self, Ledger};
+use crate::deliver::{Lane, LaneParts};
+use crate::intake::{Commands, Committer, CommitterParts, Intake, Limits};
+use crate::ledger::{Follower, Ledger};
 use crate::receive::{self, Budget, Doors, Received, Reception};
+use crate::side::{self, Side};
 use notify::Notify;
 use state_dir::{StateDir, StateDirError};
 
+/// Facts that may wait for the committer.
+const COMMANDS: usize = 64;
 /// Jobs that may wait for the committer; their bytes are bounded by the doors' budget.
 const JOBS: usize = 4096;
 /// How long clients are waited for after the doors closed. systemd gives the whole stop ten seconds.
@@ -101,7 +104,7 @@ struct Built {
     admin: Admin,
     journal: Opened,
     side: Arc<Side>,
-    ledger: Option<Ledger>,
+    follower: Follower,
     accounts: Arc<Accounts>,
     clock: Clock,
     backends: Vec<Arc<Backend>>,
@@ -116,47 +119,56 @@ impl Built {
         let backends = config.backends.iter().map(build_backend).collect::<Result<_, _>>()?;
 
         let ledger = Ledger::open(&state_dir.ledger(), wall_ns());
-        if let Some((path, error)) = &ledger.set_aside {
-            warn!(kept_in = %path.display(), error, "the ledger could not be read; it is built again from the journal");
-        }
-        let record_floor = ledger.accounts.values().map(spool::Account::seen).max().unwrap_or(1);
+        let record_floor = ledger.accounts.values().map(|saved| saved.account.seen()).max().unwrap_or(1);
         let options = Options { segment_bytes: config.spool.segment_bytes, record_floor, ..Options::default() };
         let mut journal = open_journal(&state_dir.journal(), options)?;
+        let spool_id = journal.state.spool_id;
+        let ledger = ledger.of_spool(spool_id, wall_ns());
+        if let Some((path, error)) = &ledger.set_aside {
+            warn!(kept_in = %path.display(), error, "the ledger is of no use; it is built again from the journal");
+        }
         // The side journal is small and seldom written.
-        let side_places = journal.state.accounts.values().chain(ledger.accounts.values());
+        let side_places = journal.state.accounts.values().chain(ledger.accounts.values().map(|saved| &saved.account));
         let side_options = Options {
             stream: Stream::Side,
             segment_bytes: config.spool.segment_bytes.min(4 << 20),
             record_floor: side_places.map(|account| account.side_place).max().unwrap_or(1),
         };
-        let side = open_journal(&state_dir.side(), side_options)?;
+        let mut side = open_side(&state_dir.side(), side_options, spool_id)?;
 
         let mut state = std::mem::take(&mut journal.state);
-        ledger::merge(&mut state, ledger.accounts);
-        books::count_received(&mut state, &journal.shared)?;
-        books::count_aside(&mut state, &side.shared)?;
+        books::recover(&mut state, ledger.accounts, &journal.shared, &side.shared)?;
         let clock = Clock::from(state.clock_ms);
         let now = clock.now();
         books::enrol(&mut state, &config.backends, &mut journal.writer, now);
         books::close_aside(&mut state, &side.shared);
+        let labelled = Kept::open(Arc::new(OsDisk), &state_dir.side().join(side::LABELLED))?;
+        books::miss_labelled(&mut state, &labelled)?;
         // What ledger and side journal knew better is the journal's from here on.
         journal.writer.stage_checkpoint(&state, now);
         journal.writer.commit(now, &mut || state.clone())?;
         let accounts = Arc::new(Accounts::new(&state));
         books::open(&state, &journal.shared, &config.backends, &accounts)?;
+        // From its first segment on it can be told whose it is.
+        let side_state = State { clock_ms: now.clock_ms, spool_id, ..State::default() };
+        side.writer.stage_checkpoint(&side_state, now);
+        side.writer.commit(now, &mut || side_state.clone())?;
+        let side = Arc::new(Side::new(side.writer, labelled, &state.labels, journal.shared.clone(), spool_id)?);
         journal.state = state;
-        let side = Side::new(side.writer);
-        Ok(Self { doors, admin, journal, side, ledger: ledger.ledger, accounts, clock, backends, state_dir })
+        let follower = Follower::new(ledger.ledger, state_dir.ledger());
+        Ok(Self { doors, admin, journal, side, follower, accounts, clock, backends, state_dir })
     }
 
     /// Sets everything running; must be called inside the runtime.
     fn start(self, loaded: &Loaded) -> Result<Running, Fatal> {
         let config = &loaded.config;
-        let Self { doors, admin, journal, side, ledger, accounts, clock, backends, state_dir } = self;
-        let ledger = ledger.map(Arc::new);
+        let Self { doors, admin, journal, side, follower, accounts, clock, backends, state_dir } = self;
+        let ledger_bytes = follower.bytes();
         let (stop_doors, doors_stopped) = watch::channel(false);
         let (stop_lanes, lanes_stopped) = watch::channel(false);
         let (jobs, waiting) = mpsc::channel(JOBS);
+        let (commands, asked) = mpsc::channel(COMMANDS);
+        let commands = Commands::new(commands);
         let (durable, grown) = watch::channel(journal.shared.next_record());
 
         let committer = start_committer(Committer::new(CommitterParts {
@@ -164,23 +176,25 @@ impl Built {
             accounts: Arc::clone(&accounts),
             clock,
             limits: limits(config),
-            other_bytes: other_bytes(&side, ledger.clone()),
+            other_bytes: other_bytes(&side, &ledger_bytes),
             disk: Arc::new(OsDisk),
             dir: state_dir.journal(),
+            side: Arc::clone(&side),
             jobs: waiting,
+            commands: asked,
             durable,
         }))?;
 
         let mut lanes = JoinSet::new();
         for (backend, settings) in backends.into_iter().zip(&config.backends) {
-            let place = journal.state.accounts.get(&settings.name).map_or(1, |account| account.place);
             let lane = Lane::new(LaneParts {
                 name: settings.name.clone(),
                 backend,
                 delivery: settings.delivery.clone(),
-                reader: journal.shared.reader(place),
+                journal: journal.shared.clone(),
                 accounts: Arc::clone(&accounts),
                 side: Arc::clone(&side),
+                commands: commands.clone(),
                 clock,
                 durable: grown.clone(),
                 stop: lanes_stopped.clone(),
@@ -196,7 +210,7 @@ impl Built {
         let doors = doors
             .serve(Arc::new(reception), doors_stopped)
             .map_err(|source| Fatal::System { operation: "open the doors", source })?;
-        let follower = tokio::spawn(follow(ledger.clone(), Arc::clone(&accounts), Arc::clone(&received), clock));
+        let follower = tokio::spawn(follow(follower, Arc::clone(&accounts), Arc::clone(&received), clock));
         let view = Arc::new(admin::View {
             kinds: kinds(config),
             max_bytes: config.spool.max_bytes,
@@ -208,7 +222,8 @@ impl Built {
             accounts: Arc::clone(&accounts),
             received: Arc::clone(&received),
             journal: journal.shared,
-            other_bytes: other_bytes(&side, ledger),
+            side: side.shared().clone(),
+            other_bytes: other_bytes(&side, &ledger_bytes),
             disk: Arc::new(OsDisk),
         });
         let admin = admin
@@ -331,23 +346,24 @@ fn why_ended(ended: Result<Result<Writer, spool::Error>, oneshot::error::RecvErr
 }
 
 /// Keeps the ledger close behind the books.
-async fn follow(ledger: Option<Arc<Ledger>>, accounts: Arc<Accounts>, received: Arc<Received>, clock: Clock) {
-    let mut ledger = ledger;
+async fn follow(mut follower: Follower, accounts: Arc<Accounts>, received: Arc<Received>, clock: Clock) {
     let mut saved = accounts.version();
     loop {
         tokio::time::sleep(LEDGER_EVERY).await;
         received.enter(&accounts);
-        let Some(open) = ledger.clone().filter(|_| accounts.version() != saved) else { continue };
+        if accounts.version() == saved && !follower.is_behind() {
+            continue;
+        }
         let (state, version) = accounts.snapshot(clock.now().clock_ms);
         saved = version;
-        match tokio::task::spawn_blocking(move || open.save(&state)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                // After ENOSPC it stays in error. The journal's checkpoints are enough; the next start begins anew.
-                warn!(%error, "the ledger can't be written; going on without it until the next start");
-                ledger = None;
-            }
-            Err(_) => ledger = None,
+        let done = tokio::task::spawn_blocking(move || {
+            follower.follow(&state, Instant::now(), wall_ns());
+            follower
+        });
+        match done.await {
+            Ok(back) => follower = back,
+            // The runtime is going down.
+            Err(_) => return,
         }
     }
 }
@@ -360,12 +376,27 @@ fn limits(config: &Config) -> Limits {
         min_free_disk: spool.min_free_disk,
         keep_delivered: spool.keep_delivered,
         keep_delivered_bytes: spool.keep_delivered_bytes,
+        max_traces: spool.max_traces,
+        when_full: spool.when_full,
+        giving: config
+            .backends
+            .iter()
+            .filter(|backend| backend.gives_way)
+            .map(|backend| backend.name.clone())
+            .collect(),
+        max_backlog_bytes: config
+            .backends
+            .iter()
+            .filter_map(|backend| Some((backend.name.clone(), backend.max_backlog_bytes?)))
+            .collect(),
+        dead_letters_max_bytes: config.dead_letters.max_bytes,
+        dead_letters_max_age: config.dead_letters.max_age,
     }
 }
 
-fn other_bytes(side: &Arc<Side>, ledger: Option<Arc<Ledger>>) -> Box<dyn Fn() -> u64 + Send + Sync> {
-    let side = Arc::clone(side);
-    Box::new(move || side.file_bytes() + ledger.as_ref().map_or(0, |ledger| ledger.file_bytes()))
+fn other_bytes(side: &Arc<Side>, ledger: &Arc<AtomicU64>) -> Box<dyn Fn() -> u64 + Send + Sync> {
+    let (side, ledger) = (Arc::clone(side), Arc::clone(ledger));
+    Box::new(move || side.file_bytes() + ledger.load(Ordering::Relaxed))
 }
 
 /// The backends of the configuration, by name.
@@ -394,6 +425,19 @@ fn open_journal(dir: &Path, options: Options) -> Result<Opened, Fatal> {
         error!(segment = %path.display(), "a segment can't be read and is left out; the file stays as it is");
     }
     Ok(opened)
+}
+
+/// Opens the side journal of this spool. One of another history is set aside: its numbers mean other records.
+fn open_side(dir: &Path, options: Options, spool_id: u64) -> Result<Opened, Fatal> {
+    // A directory that is not there yet belongs to nobody.
+    let found = Journal::inspect(Arc::new(OsDisk), dir, options).map_or(0, |found| found.state.spool_id);
+    if found != 0 && found != spool_id {
+        let aside = dir.with_extension(format!("foreign-{}", wall_ns()));
+        std::fs::rename(dir, &aside)
+            .map_err(|source| Fatal::System { operation: "set the side journal aside", source })?;
+        warn!(kept_in = %aside.display(), "the side journal belongs to another spool and is set aside; its dead letters are not this spool's");
+    }
+    open_journal(dir, options)
 }
 
 /// The first lines of the log: where it listens, stores and ships, and how to try it.

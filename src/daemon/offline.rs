@@ -38,6 +38,7 @@ pub fn status(dir: &Path, config: Option<&Config>) -> Result<Status, Error> {
         accounts,
         received: Arc::new(Received::default()),
         journal: main.shared,
+        side: side.clone(),
         other_bytes: Box::new(move || side.file_bytes()),
         disk: Arc::new(OsDisk),
     };

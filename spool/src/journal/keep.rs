@@ -58,6 +58,24 @@ impl Kept {
         Ok(found)
     }
 
+    pub(super) fn take(&self, journal: &Shared, segments: &[SegmentInfo]) -> Result<(), Error> {
+        for info in segments {
+            let from = segment::path(&journal.inner.dir, info.id);
+            let to = segment::path(&self.dir, info.id);
+            match self.disk.link(&from, &to) {
+                Ok(()) => {}
+                // The content of a sealed segment does not change: whoever made it, it is the same.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                    return Err(Error::io("link", &to, error));
+                }
+                Err(_) => copy(&*self.disk, &from, &self.dir, info.id)?,
+            }
+        }
+        // If this fails, no promise was made, and the same can be tried again.
+        self.disk.sync_dir(&self.dir).map_err(|source| Error::io("sync", &self.dir, source))
+    }
+
     /// Lets go of segments. Nothing must say any more that they are here; what a crash leaves is removed by whoever
     /// lists them next.
     ///
@@ -78,21 +96,6 @@ impl Kept {
         }
         self.disk.sync_dir(&self.dir).map_err(|source| Error::io("sync", &self.dir, source))
     }
-}
-
-pub(super) fn keep_copy(shared: &Shared, info: &SegmentInfo, dir: &Path) -> Result<(), Error> {
-    let disk = &*shared.inner.disk;
-    let from = segment::path(&shared.inner.dir, info.id);
-    let to = segment::path(dir, info.id);
-    match disk.link(&from, &to) {
-        Ok(()) => {}
-        // The content of a sealed segment does not change: whatever made it, it is the same.
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Err(Error::io("link", &to, error)),
-        Err(_) => copy(disk, &from, dir, info.id)?,
-    }
-    // Not known whether it is there: no promise is made, and the same can be tried again.
-    disk.sync_dir(dir).map_err(|source| Error::io("sync", dir, source))
 }
 
 /// Where a file can't have two names.

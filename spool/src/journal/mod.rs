@@ -257,14 +257,13 @@ impl Shared {
         scan::weigh(self, segment)
     }
 
-    /// Gives a sealed segment a second name, `to`, in a directory that is there; where files can't have one, it is
-    /// copied. Durable when it returns. A name that is there already is from an attempt that was cut short, and made
-    /// anew.
+    /// Keeps sealed segments beside the journal: each gets a second name there, or where files can't have one, is
+    /// copied. Durable when it returns. What is there already is from an attempt that was cut short, and is as good.
     ///
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`] of the file system; no harm is done.
-    pub fn keep_copy(&self, segment: &SegmentInfo, dir: &Path) -> Result<(), Error> {
-        keep::keep_copy(self, segment, dir)
+    pub fn keep_copies(&self, segments: &[SegmentInfo], kept: &Kept) -> Result<(), Error> {
+        kept.take(self, segments)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SegmentInfo>> {
