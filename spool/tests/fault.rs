@@ -20,11 +20,14 @@ enum Job {
     Pause,
     Places(u64),
     Reclaim(u64),
+    Discard(u64),
+    Relabel,
+    Settle,
     Close,
 }
 
-const JOBS: [Job; 16] = {
-    use Job::{Append, Close, Pause, Places, Reclaim};
+const JOBS: [Job; 22] = {
+    use Job::{Append, Close, Discard, Pause, Places, Reclaim, Relabel, Settle};
     [
         Append(100),
         Pause,
@@ -42,6 +45,12 @@ const JOBS: [Job; 16] = {
         Places(7),
         Reclaim(7),
         Append(14_000),
+        Relabel,
+        Append(20_000),
+        Relabel,
+        Settle,
+        Discard(9),
+        Append(10),
     ]
 };
 
@@ -60,6 +69,15 @@ fn run(driver: &mut Driver, job: Job) -> Result<(), Error> {
             driver.commit()
         }
         Job::Reclaim(lowest) => driver.reclaim(lowest),
+        Job::Discard(behind) => {
+            driver.discard("a", 1..behind);
+            driver.commit()
+        }
+        Job::Relabel => {
+            driver.relabel("a", 1);
+            driver.commit()
+        }
+        Job::Settle => driver.settle_label(),
         Job::Close => driver.close(),
     }
 }

@@ -118,7 +118,14 @@ pub(crate) fn config(target: Target, timeout: Duration) -> config::Backend {
         after_retry_timeout: tracespool::config::AfterRetryTimeout::DeadLetter,
         blocked_retry: Duration::from_secs(60),
     };
-    config::Backend { name: "test".into(), target, delivery, start_at: StartAt::Oldest, gives_way: false, max_backlog_bytes: None }
+    config::Backend {
+        name: "test".into(),
+        target,
+        delivery,
+        start_at: StartAt::Oldest,
+        gives_way: false,
+        max_backlog_bytes: None,
+    }
 }
 
 /// Requests with one span each, of these names.

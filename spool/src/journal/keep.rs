@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{SegmentInfo, Shared};
+use super::{SegmentInfo, Shared, recover};
 use crate::disk::Disk;
 use crate::{Error, segment};
 
@@ -23,10 +23,7 @@ impl Kept {
     /// # Errors
     /// [`Error::Full`] or [`Error::Io`] of the file system.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, Error> {
-        disk.create_dir(dir).map_err(|source| Error::io("create", dir, source))?;
-        if let Some(parent) = dir.parent() {
-            disk.sync_dir(parent).map_err(|source| Error::sync(parent, source))?;
-        }
+        recover::make_dir(&*disk, dir)?;
         for name in disk.list(dir).map_err(|source| Error::io("list", dir, source))? {
             if segment::is_unfinished(&name) {
                 let path = dir.join(name);
@@ -72,8 +69,13 @@ impl Kept {
                 Err(_) => copy(&*self.disk, &from, &self.dir, info.id)?,
             }
         }
-        // If this fails, no promise was made, and the same can be tried again.
-        self.disk.sync_dir(&self.dir).map_err(|source| Error::io("sync", &self.dir, source))
+        self.disk.sync_dir(&self.dir).map_err(|source| {
+            // After a failed sync the cache may show names that the disk does not hold. They are made anew next time.
+            for info in segments {
+                let _ = self.disk.remove(&segment::path(&self.dir, info.id));
+            }
+            Error::io("sync", &self.dir, source)
+        })
     }
 
     /// Lets go of segments. Nothing must say any more that they are here; what a crash leaves is removed by whoever

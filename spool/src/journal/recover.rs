@@ -120,7 +120,7 @@ pub(super) fn inspect(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Resu
 
 /// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and
 /// it can't be seen that it did.
-fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+pub(super) fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     disk.create_dir(dir).map_err(|source| Error::io("create", dir, source))?;
     for (distance, parent) in dir.ancestors().skip(1).enumerate() {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
