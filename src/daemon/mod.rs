@@ -4,19 +4,19 @@ mod books;
 pub mod notify;
 pub mod offline;
 pub mod state_dir;
+mod store;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use spool::disk::OsDisk;
-use spool::{Journal, Kept, Opened, Options, State, Stream, Writer};
+use spool::Writer;
+use spool::disk::{Disk, OsDisk};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::accounts::Accounts;
 use crate::admin::{self, Admin};
@@ -27,9 +27,10 @@ use crate::deliver::{Lane, LaneParts};
 use crate::intake::{Commands, Committer, CommitterParts, Intake, Limits};
 use crate::ledger::{Follower, Ledger};
 use crate::receive::{self, Budget, Doors, Received, Reception};
-use crate::side::{self, Side};
+use crate::side::Side;
 use notify::Notify;
 use state_dir::{StateDir, StateDirError};
+use store::{Dirs, Store};
 
 /// Facts that may wait for the committer.
 const COMMANDS: usize = 64;
@@ -102,11 +103,8 @@ pub fn run(loaded: &Loaded, notify: &Notify) -> Result<(), Fatal> {
 struct Built {
     doors: Doors,
     admin: Admin,
-    journal: Opened,
-    side: Arc<Side>,
+    store: Store,
     follower: Follower,
-    accounts: Arc<Accounts>,
-    clock: Clock,
     backends: Vec<Arc<Backend>>,
     state_dir: StateDir,
 }
@@ -119,60 +117,32 @@ impl Built {
         let backends = config.backends.iter().map(build_backend).collect::<Result<_, _>>()?;
 
         let ledger = Ledger::open(&state_dir.ledger(), wall_ns());
-        let record_floor = ledger.accounts.values().map(|saved| saved.account.seen()).max().unwrap_or(1);
-        let options = Options { segment_bytes: config.spool.segment_bytes, record_floor, ..Options::default() };
-        let mut journal = open_journal(&state_dir.journal(), options)?;
-        let spool_id = journal.state.spool_id;
-        let ledger = ledger.of_spool(spool_id, wall_ns());
+        let dirs = Dirs { journal: state_dir.journal(), side: state_dir.side() };
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        let store = Store::open(&disk, &dirs, config.spool.segment_bytes, &config.backends, &ledger)?;
+        let ledger = ledger.of_spool(store.state.spool_id, wall_ns());
         if let Some((path, error)) = &ledger.set_aside {
             warn!(kept_in = %path.display(), error, "the ledger is of no use; it is built again from the journal");
         }
-        // The side journal is small and seldom written.
-        let side_places = journal.state.accounts.values().chain(ledger.accounts.values().map(|saved| &saved.account));
-        let side_options = Options {
-            stream: Stream::Side,
-            segment_bytes: config.spool.segment_bytes.min(4 << 20),
-            record_floor: side_places.map(|account| account.side_place).max().unwrap_or(1),
-        };
-        let mut side = open_side(&state_dir.side(), side_options, spool_id)?;
-
-        let mut state = std::mem::take(&mut journal.state);
-        books::recover(&mut state, ledger.accounts, &journal.shared, &side.shared)?;
-        let clock = Clock::from(state.clock_ms);
-        let now = clock.now();
-        books::enrol(&mut state, &config.backends, &mut journal.writer, now);
-        books::close_aside(&mut state, &side.shared);
-        let labelled = Kept::open(Arc::new(OsDisk), &state_dir.side().join(side::LABELLED))?;
-        books::miss_labelled(&mut state, &labelled)?;
-        // What ledger and side journal knew better is the journal's from here on.
-        journal.writer.stage_checkpoint(&state, now);
-        journal.writer.commit(now, &mut || state.clone())?;
-        let accounts = Arc::new(Accounts::new(&state));
-        books::open(&state, &journal.shared, &config.backends, &accounts)?;
-        // From its first segment on it can be told whose it is.
-        let side_state = State { clock_ms: now.clock_ms, spool_id, ..State::default() };
-        side.writer.stage_checkpoint(&side_state, now);
-        side.writer.commit(now, &mut || side_state.clone())?;
-        let side = Arc::new(Side::new(side.writer, labelled, &state.labels, journal.shared.clone(), spool_id)?);
-        journal.state = state;
         let follower = Follower::new(ledger.ledger, state_dir.ledger());
-        Ok(Self { doors, admin, journal, side, follower, accounts, clock, backends, state_dir })
+        Ok(Self { doors, admin, store, follower, backends, state_dir })
     }
 
     /// Sets everything running; must be called inside the runtime.
     fn start(self, loaded: &Loaded) -> Result<Running, Fatal> {
         let config = &loaded.config;
-        let Self { doors, admin, journal, side, follower, accounts, clock, backends, state_dir } = self;
+        let Self { doors, admin, store, follower, backends, state_dir } = self;
+        let Store { writer, journal, side, accounts, clock, .. } = store;
         let ledger_bytes = follower.bytes();
         let (stop_doors, doors_stopped) = watch::channel(false);
         let (stop_lanes, lanes_stopped) = watch::channel(false);
         let (jobs, waiting) = mpsc::channel(JOBS);
         let (commands, asked) = mpsc::channel(COMMANDS);
         let commands = Commands::new(commands);
-        let (durable, grown) = watch::channel(journal.shared.next_record());
+        let (durable, grown) = watch::channel(journal.next_record());
 
         let committer = start_committer(Committer::new(CommitterParts {
-            writer: journal.writer,
+            writer,
             accounts: Arc::clone(&accounts),
             clock,
             limits: limits(config),
@@ -191,7 +161,7 @@ impl Built {
                 name: settings.name.clone(),
                 backend,
                 delivery: settings.delivery.clone(),
-                journal: journal.shared.clone(),
+                journal: journal.clone(),
                 accounts: Arc::clone(&accounts),
                 side: Arc::clone(&side),
                 commands: commands.clone(),
@@ -221,7 +191,7 @@ impl Built {
             stopping: false.into(),
             accounts: Arc::clone(&accounts),
             received: Arc::clone(&received),
-            journal: journal.shared,
+            journal,
             side: side.shared().clone(),
             other_bytes: other_bytes(&side, &ledger_bytes),
             disk: Arc::new(OsDisk),
@@ -407,37 +377,6 @@ fn kinds(config: &Config) -> BTreeMap<String, &'static str> {
 fn build_backend(config: &crate::config::Backend) -> Result<Arc<Backend>, Fatal> {
     let built = Backend::build(config).map(Arc::new);
     built.map_err(|source| Fatal::Backend { name: config.name.clone(), source })
-}
-
-fn open_journal(dir: &Path, options: Options) -> Result<Opened, Fatal> {
-    let opened = Journal::open(Arc::new(OsDisk), dir, options, wall_ns())?;
-    let recovery = &opened.recovery;
-    if !recovery.clean {
-        info!(journal = %dir.display(), rewritten = recovery.rewritten, "recovered after an unclean stop");
-    }
-    if let Some(torn) = &recovery.torn {
-        warn!(frames = torn.frames, kept_in = %torn.kept_in.display(), "the last write was torn; it had not been acknowledged");
-    }
-    for damage in &recovery.damage {
-        error!(journal = %dir.display(), segment = damage.segment, offset = damage.offset, "the journal is damaged; the files stay as they are");
-    }
-    for path in &recovery.unreadable {
-        error!(segment = %path.display(), "a segment can't be read and is left out; the file stays as it is");
-    }
-    Ok(opened)
-}
-
-/// Opens the side journal of this spool. One of another history is set aside: its numbers mean other records.
-fn open_side(dir: &Path, options: Options, spool_id: u64) -> Result<Opened, Fatal> {
-    // A directory that is not there yet belongs to nobody.
-    let found = Journal::inspect(Arc::new(OsDisk), dir, options).map_or(0, |found| found.state.spool_id);
-    if found != 0 && found != spool_id {
-        let aside = dir.with_extension(format!("foreign-{}", wall_ns()));
-        std::fs::rename(dir, &aside)
-            .map_err(|source| Fatal::System { operation: "set the side journal aside", source })?;
-        warn!(kept_in = %aside.display(), "the side journal belongs to another spool and is set aside; its dead letters are not this spool's");
-    }
-    open_journal(dir, options)
 }
 
 /// The first lines of the log: where it listens, stores and ships, and how to try it.
