@@ -285,15 +285,18 @@ fn check(disk: &SimDisk, cut: &Small, ledger: &Moment, newer: bool) {
         let copied: u64 = started.store.side.shared().segments().iter().map(|segment| segment.tally.units).sum();
         assert_eq!(account.dead.units + settled, labelled + copied, "{account:?} {:?}", started.store.state);
     }
-    // It goes on with numbers that nobody has seen, also without a ledger.
-    drop(started);
-    for ledger in [ledger, &Moment::default()] {
-        let mut again = Small::start(disk, ledger).expect("it opens again");
-        again.take(1).expect("it takes records");
-        let number = again.store.journal.next_record() - 1;
-        assert!(!cut.moment.acked.contains(&number), "{number} is used twice");
-        assert!(!again.store.accounts.is_finished("a", number), "{number} counts as finished");
-    }
+    // It goes on with numbers that nobody has seen; so does the next start, also without a ledger.
+    go_on(started, cut);
+    let again = Small::start(disk, &Moment::default()).expect("it opens again");
+    assert!(newer || again.store.accounts.account("a").is_some_and(|account| account.damaged == 0));
+    go_on(again, cut);
+}
+
+fn go_on(mut started: Small, cut: &Small) {
+    started.take(1).expect("it takes records");
+    let number = started.store.journal.next_record() - 1;
+    assert!(!cut.moment.acked.contains(&number), "{number} is used twice");
+    assert!(!started.store.accounts.is_finished("a", number), "{number} counts as finished");
 }
 
 fn losses(seed: u64) -> [Loss; 3] {
