@@ -436,3 +436,145 @@ impl Inner {
         entry.waiting_at_start.plus(new).less(entry.finished)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weight(number: u64) -> (u64, Tally) {
+        (number, Tally::one(u32::try_from(number % 3).expect("small"), 1, number))
+    }
+
+    fn weights(numbers: Range<u64>) -> Vec<(u64, Tally)> {
+        numbers.map(weight).collect()
+    }
+
+    fn sum(numbers: Range<u64>) -> Tally {
+        numbers.fold(Tally::default(), |sum, number| sum.plus(weight(number).1))
+    }
+
+    /// Books of one backend that waits for these records.
+    fn books(numbers: Range<u64>) -> Accounts {
+        let state = State { accounts: [("a".to_owned(), Account::from_record(1))].into(), ..State::default() };
+        let accounts = Accounts::new(&state);
+        accounts.open("a", sum(numbers), true);
+        accounts
+    }
+
+    #[track_caller]
+    fn assert_balanced(accounts: &Accounts) -> Book {
+        let book = accounts.report().books.remove(0);
+        assert_eq!(book.owed, book.account.settled() + book.waiting.units, "{book:?}");
+        book
+    }
+
+    /// Goal: each record ends once. Method: a lane and a limit finish the same records at the same time.
+    #[test]
+    fn deliveries_and_discards_that_race_count_each_record_once() {
+        const END: u64 = 4001;
+        let accounts = books(1..END);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for first in (1..END).step_by(7) {
+                    let records = weights(first..END.min(first + 7));
+                    accounts.settle("a", records, |account, ended| account.delivered += ended);
+                }
+            });
+            scope.spawn(|| {
+                for first in (1..END).rev().step_by(50) {
+                    let each = weights(first..END.min(first + 50));
+                    let span = first..first + each.len() as u64;
+                    let records = Weighed { total: sum(span.clone()), span, each: Some(&each) };
+                    accounts.discard(&records, DiscardReason::QueueCap, |_| true).expect("each is known");
+                }
+            });
+            for _ in 0..200 {
+                assert_balanced(&accounts);
+            }
+        });
+        let book = assert_balanced(&accounts);
+        assert_eq!(book.account.settled(), sum(1..END).units);
+        assert_eq!((book.waiting, book.account.place), (Tally::default(), END));
+    }
+
+    #[test]
+    fn a_partial_success_of_what_was_given_up_in_part_counts_what_was_left() {
+        let accounts = books(1..4);
+        accounts.discard_records("a", &weights(1..2), DiscardReason::RetryTimeout);
+        accounts.settle("a", weights(1..4), |account, ended| account.delivered += ended);
+        let book = assert_balanced(&accounts);
+        assert_eq!(book.account.delivered, sum(2..4));
+        assert_eq!(book.account.discarded.retry_timeout, sum(1..2).units);
+        assert_eq!(accounts.discard_records("a", &weights(1..4), DiscardReason::RetryTimeout), []);
+    }
+
+    #[test]
+    fn what_is_finished_in_part_is_weighed_record_by_record() {
+        let accounts = books(1..11);
+        let whole = |each| Weighed { span: 1..11, total: sum(1..11), each };
+        accounts.settle("a", weights(3..5), |account, ended| account.delivered += ended);
+        assert_eq!(accounts.discard(&whole(None), DiscardReason::QueueCap, |_| true), Err(NeedsEach));
+        assert_balanced(&accounts);
+        let disturbed = accounts.disturbed("a");
+        let each = weights(1..11);
+        let controls = accounts.discard(&whole(Some(&each)), DiscardReason::QueueCap, |_| true).expect("each is known");
+        let [Control::Discarded { records, tally, .. }] = &controls[..] else { panic!("{controls:?}") };
+        assert_eq!((records.count(), *tally), (8, sum(1..3).plus(sum(5..11))));
+        assert_eq!(disturbed.load(Ordering::Relaxed), 1, "the lane is told");
+        assert_eq!(assert_balanced(&accounts).account.place, 11);
+        // Again, nothing is left of it; and another backend's books are nobody's.
+        assert_eq!(accounts.discard(&whole(None), DiscardReason::QueueCap, |_| true), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_copy_of_a_record_that_was_given_up_meanwhile_is_nobodys() {
+        let accounts = books(1..4);
+        accounts.discard_records("a", &weights(2..3), DiscardReason::QueueCap);
+        accounts.bury("a", &weights(1..4), 10);
+        let book = assert_balanced(&accounts);
+        assert_eq!((book.account.dead, book.account.side_place), (weight(1).1.plus(weight(3).1), 13));
+        accounts.look(|state| assert_eq!(state.side_settled, (11..12).into()));
+    }
+
+    #[test]
+    fn what_is_given_up_at_the_door_is_owed_and_discarded() {
+        let accounts = books(1..1);
+        accounts.commit(sum(1..4), 4);
+        accounts.drop_newest(sum(4..9));
+        let book = assert_balanced(&accounts);
+        assert_eq!((book.account.discarded.queue_cap, book.waiting), (sum(4..9).units, sum(1..4)));
+        let received = accounts.report().received;
+        assert_eq!((received.requests, received.counted_to), (8, 4), "it has no place in the journal");
+    }
+
+    /// Goal: what a limit decides is in the journal as it is in the books. Method: the facts are folded into the state
+    /// from before.
+    #[test]
+    fn facts_fold_to_what_the_books_say() {
+        let accounts = books(1..21);
+        let (mut folded, _) = accounts.snapshot(0);
+        let each = weights(1..21);
+        let label = Label {
+            segment: 2,
+            backend: "a".into(),
+            reason: spool::Reason::Expired,
+            records: Ranges::default(),
+            tally: Tally::default(),
+            status: "503".into(),
+            message: String::new(),
+            attempts: 1,
+            first_attempt_ns: 1,
+            last_attempt_ns: 1,
+            clock_ms: 1,
+            received_ns: 1,
+        };
+        let part = |span: Range<u64>| Weighed { total: sum(span.clone()), span, each: Some(&each) };
+        let mut controls = accounts.discard(&part(1..6), DiscardReason::QueueCap, |_| true).expect("each is known");
+        controls.extend(accounts.relabel(&part(4..16), &label).expect("each is known"));
+        controls.extend(accounts.discard_records("a", &weights(15..21), DiscardReason::RetryTimeout));
+        assert_eq!(controls.len(), 3);
+        controls.iter().for_each(|control| folded.apply(control));
+        assert_eq!(folded, accounts.snapshot(0).0);
+        assert_balanced(&accounts);
+    }
+}
