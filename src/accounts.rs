@@ -468,27 +468,28 @@ mod tests {
         book
     }
 
-    /// Goal: each record ends once. Method: a lane and a limit finish the same records at the same time.
+    /// Goal: each record ends once. Method: a lane and a limit finish the same records at the same time, round by round,
+    /// the lane in two halves.
     #[test]
     fn deliveries_and_discards_that_race_count_each_record_once() {
         const END: u64 = 4001;
         let accounts = books(1..END);
+        let together = std::sync::Barrier::new(2);
+        let rounds = || (1..END).step_by(10).map(|first| first..first + 10);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                for first in (1..END).step_by(7) {
-                    let records = weights(first..END.min(first + 7));
-                    accounts.settle("a", records, |account, ended| account.delivered += ended);
+                for round in rounds() {
+                    together.wait();
+                    for half in [round.start + 5..round.end, round.start..round.start + 5] {
+                        accounts.settle("a", weights(half), |account, ended| account.delivered += ended);
+                    }
                 }
             });
-            scope.spawn(|| {
-                for first in (1..END).rev().step_by(50) {
-                    let each = weights(first..END.min(first + 50));
-                    let span = first..first + each.len() as u64;
-                    let records = Weighed { total: sum(span.clone()), span, each: Some(&each) };
-                    accounts.discard(&records, DiscardReason::QueueCap, |_| true).expect("each is known");
-                }
-            });
-            for _ in 0..200 {
+            for span in rounds() {
+                let each = weights(span.clone());
+                let records = Weighed { total: sum(span.clone()), span, each: Some(&each) };
+                together.wait();
+                accounts.discard(&records, DiscardReason::QueueCap, |_| true).expect("each is known");
                 assert_balanced(&accounts);
             }
         });
