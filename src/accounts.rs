@@ -243,18 +243,9 @@ impl Accounts {
         account.side_place = account.side_place.max(side_number);
     }
 
-    /// Finishes numbers that no record has, or can be read of: `lost` of them had one.
-    pub fn pass(&self, name: &str, numbers: Range<u64>, lost: bool) -> u64 {
-        let mut counted = 0;
-        self.books(name, |account, entry| {
-            if lost {
-                counted = account.unfinished_in(numbers.clone()).count();
-                account.damaged += counted;
-                entry.finished += Tally { records: counted, units: counted, ..Tally::default() };
-            }
-            account.finish(numbers);
-        });
-        counted
+    /// Finishes numbers that no record has.
+    pub fn pass(&self, name: &str, numbers: Range<u64>) {
+        self.books(name, |account, _| account.finish(numbers));
     }
 
     /// Changes what is in a backend's books beside its records.
@@ -357,6 +348,19 @@ impl Accounts {
         self.lock().entries.get(name).map(|entry| Arc::clone(&entry.disturbed)).unwrap_or_default()
     }
 
+    /// Notes that records were lost to damage. Those that had ended already are not counted again. Returns what was lost.
+    pub fn lose(&self, name: &str, damage: &spool::Damage) -> Tally {
+        let mut lost = Tally::default();
+        self.books(name, |account, entry| {
+            let open = account.unfinished_in(damage.records.clone());
+            lost = open.iter().fold(Tally::default(), |sum, part| sum.plus(damage.tally_in(&part)));
+            entry.finished += lost;
+            account.damaged += lost.units;
+            account.finish(damage.records.clone());
+        });
+        lost
+    }
+
     /// Changes what `status` says of a lane.
     pub fn lane(&self, name: &str, change: impl FnOnce(&mut LaneStatus)) {
         let mut inner = self.lock();
@@ -439,6 +443,12 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use spool::disk::OsDisk;
+    use spool::{Draft, Envelope, Journal, Now, Options, Step};
+
     use super::*;
 
     fn weight(number: u64) -> (u64, Tally) {
@@ -581,5 +591,48 @@ mod tests {
         controls.iter().for_each(|control| folded.apply(control));
         assert_eq!(folded, accounts.snapshot(0).0);
         assert_balanced(&accounts);
+    }
+
+    /// Four records of 3, 4, 5 and 6 spans in one group, of which the headers of the middle two are overwritten.
+    fn damaged(dir: &Path) -> spool::Damage {
+        let mut opened = Journal::open(Arc::new(OsDisk), dir, Options::default(), 1).expect("the journal opens");
+        for spans in 3..7 {
+            let envelope = Envelope { spans, ..Envelope::default() };
+            opened.writer.stage(Draft { envelope, payload: Bytes::from_static(&[b'x'; 3000]) });
+        }
+        opened.writer.commit(Now::default(), &mut State::default).expect("committed");
+        let file = std::fs::OpenOptions::new().write(true).open(dir.join("0000000000000001.seg")).expect("there");
+        let group = 2 * 4096;
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 3200], group + 3232).expect("written");
+        let mut reader = opened.shared.reader(1);
+        loop {
+            match reader.step().expect("readable") {
+                Step::Damaged(damage) => return damage,
+                Step::Record(_) => {}
+                Step::End => panic!("no damage was met"),
+            }
+        }
+    }
+
+    #[test]
+    fn damage_leaves_no_residue_and_counts_nothing_twice() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let damage = damaged(&dir.path().join("journal"));
+        assert_eq!((damage.records.clone(), damage.tally().units), (2..4, 9));
+        for already in [0..0, 2..3, 3..4, 2..4] {
+            let state = State { accounts: [("a".to_owned(), Account::from_record(1))].into(), ..State::default() };
+            let accounts = Accounts::new(&state);
+            let all = Tally { records: 4, units: 18, spans: 18, bytes: 12_000, traces: 0 };
+            accounts.open("a", all, true);
+            let ended = damage.tally_in(&already);
+            let each = already.clone().map(|number| (number, damage.tally_in(&(number..number + 1))));
+            accounts.settle("a", each, |account, ended| account.delivered += ended);
+            assert_eq!(accounts.lose("a", &damage), damage.tally().less(ended));
+            accounts.lose("a", &damage);
+            let rest = all.less(damage.tally());
+            let book = accounts.report().books.remove(0);
+            assert_eq!(book.waiting, rest, "with {already:?} ended before");
+            assert_eq!(book.owed, book.account.settled() + book.waiting.units);
+        }
     }
 }

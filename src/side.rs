@@ -6,8 +6,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use spool::{Aside, Draft, Error, Keep, Kept, Label, Now, Record, SegmentInfo, Shared, State, Step, Writer};
+use tracing::debug;
+
+/// How often making room for what is to be kept back is tried again after it failed.
+const PREPARE_AGAIN: Duration = Duration::from_secs(10);
 
 /// The directory of whole segments, inside that of the side journal.
 pub const LABELLED: &str = "labelled";
@@ -16,6 +21,8 @@ pub const LABELLED: &str = "labelled";
 #[derive(Debug)]
 pub struct Side {
     writer: Mutex<Option<Writer>>,
+    /// Not before then is more kept back, because there was no room.
+    prepare_at: Mutex<Instant>,
     shared: Shared,
     labelled: Kept,
     /// The segments in `labelled`, with their sizes.
@@ -56,7 +63,8 @@ impl Side {
         labelled.remove(&orphans.into_iter().map(|(id, _)| id).collect::<Vec<_>>())?;
         let shared = writer.shared().clone();
         let sizes = Mutex::new(named.into_iter().collect());
-        Ok(Self { writer: Mutex::new(Some(writer)), shared, labelled, sizes, journal, spool_id })
+        let prepare_at = Mutex::new(Instant::now());
+        Ok(Self { writer: Mutex::new(Some(writer)), prepare_at, shared, labelled, sizes, journal, spool_id })
     }
 
     /// Copies records into the side journal, each with why it is there, and returns their numbers there when they are
@@ -103,6 +111,21 @@ impl Side {
         self.labelled.remove(&gone)?;
         self.sizes().retain(|id, _| !gone.contains(id));
         Ok(())
+    }
+
+    /// Whether nothing is missing of what is kept back for a full disk, or nothing can be done about it now.
+    #[must_use]
+    pub fn is_prepared(&self) -> bool {
+        let prepare_at = *self.prepare_at.lock().expect("held for a moment");
+        self.writer().as_ref().is_none_or(|writer| writer.kept_back_missing() == 0) || Instant::now() < prepare_at
+    }
+
+    /// One step towards what is kept back for a full disk. Blocks for a sync.
+    pub fn prepare(&self) {
+        if let Some(Err(error)) = self.writer().as_mut().map(Writer::prepare) {
+            debug!(%error, "cannot keep space back now");
+            *self.prepare_at.lock().expect("held for a moment") = Instant::now() + PREPARE_AGAIN;
+        }
     }
 
     /// The segments that are kept whole.

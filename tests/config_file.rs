@@ -197,7 +197,7 @@ fn all_mistakes_are_said_at_once_with_line_column_and_key() {
 max_request_bytes = "2GiB"
 [spool]
 when_full = "discard_odest"
-durability = "relaxed"
+durability = "relaxd"
 keep_delivered = 5
 [delivery]
 workers = 0
@@ -219,7 +219,7 @@ level = "loud"
         "3:29: receive.listen must be an IP address",
         "4:1: receive.max_request_bytes must be from 1KiB to 1GiB",
         "6:1: spool.when_full must be one of refuse, discard_oldest, discard_newest; did you mean discard_oldest?",
-        "7:1: spool.durability is not available in this version",
+        "7:1: spool.durability must be one of sync, relaxed; did you mean relaxed?",
         "8:1: spool.keep_delivered must be a time such as \"30s\", and is a number",
         "10:1: delivery.workers must be from 1 to 1000",
         "12:1: backend[1].name must be 1 to 64 letters",

@@ -3,6 +3,7 @@
 //! Few, positional, whole-buffer calls, so that a simulated disk can stand in for the real one, count every call, and
 //! lose, tear or refuse any of them.
 
+pub(crate) mod lossy;
 #[cfg(feature = "sim")]
 pub mod sim;
 

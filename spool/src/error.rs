@@ -44,10 +44,7 @@ impl Error {
     /// Adds what was being done to an I/O error; a full disk becomes [`Error::Full`].
     pub(crate) fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_path_buf();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { operation, path },
-            _ => Self::Io { operation, path, source },
-        }
+        if is_full(&source) { Self::Full { operation, path } } else { Self::Io { operation, path, source } }
     }
 
     /// Whether a file was not there.
@@ -59,4 +56,9 @@ impl Error {
     pub(crate) fn sync(path: &Path, source: io::Error) -> Self {
         Self::Io { operation: "sync", path: path.to_path_buf(), source }
     }
+}
+
+/// Whether a call failed for want of room alone.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

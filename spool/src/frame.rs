@@ -166,13 +166,21 @@ impl Head {
         })
     }
 
-    /// Whether `bytes` may begin with a record's frame numbered within `numbers`. Cheap, so that a search for the next
-    /// good frame need not compute a checksum at every step.
+    /// Whether it is a record's, perhaps of a kind that this version does not know.
+    pub(crate) fn is_record(&self) -> bool {
+        self.kind.is_none_or(Kind::is_record)
+    }
+
+    /// Whether `bytes` may begin with a frame of a fact, or of a record numbered within `numbers`. Cheap, so that a
+    /// search for the next good frame need not compute a checksum at every step.
     pub(crate) fn may_begin(bytes: &[u8], numbers: &std::ops::Range<u64>) -> bool {
         bytes.len() >= HEAD
-            && Kind::from_u8(bytes[8]).is_some_and(Kind::is_record)
             && bytes[9..12] == [0; 3]
-            && numbers.contains(&get_u64(bytes, 24))
+            && match Kind::from_u8(bytes[8]) {
+                Some(kind) if !kind.is_record() => get_u64(bytes, 24) == 0,
+                Some(_) => numbers.contains(&get_u64(bytes, 24)),
+                None => false,
+            }
     }
 
     /// Reads the whole frame, of which this is the head, from `bytes` that begin with it.

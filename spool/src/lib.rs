@@ -58,8 +58,8 @@ pub use envelope::{Aside, Door, Envelope, Kind, Reason, SourceRange};
 pub use error::Error;
 pub use frame::Record;
 pub use journal::{
-    Committed, Damage, Draft, Inspected, Journal, Keep, Kept, Opened, Options, Reader, Reclaimed, Recovery,
-    SegmentInfo, Shared, Step, Torn, Writer,
+    Committed, Damage, Draft, Durability, Inspected, Journal, Keep, Kept, KeptBack, Opened, Options, Reader, Reclaimed,
+    Recovery, SegmentInfo, Shared, Step, Torn, Writer,
 };
 pub use ranges::Ranges;
 pub use segment::Stream;

@@ -16,6 +16,8 @@ pub(crate) const BLOCK: u64 = 4096;
 pub(crate) const BLOCK_LEN: usize = 4096;
 
 const MAGIC: [u8; 8] = *b"TRSPOOL\n";
+const FLAG_RECYCLED: u8 = 1;
+const FLAG_RELAXED: u8 = 2;
 const FOOTER_MAGIC: u32 = u32::from_le_bytes(*b"TSFT");
 const TRAILER_MAGIC: u32 = u32::from_le_bytes(*b"TSFE");
 const TRAILER_LEN: usize = 16;
@@ -87,6 +89,10 @@ pub(crate) struct Header {
     /// in them was written again here.
     pub(crate) first_sequence: u64,
     pub(crate) created: Now,
+    /// The file was a segment before: behind the last group lie bytes of that life, which no checksum matches.
+    pub(crate) recycled: bool,
+    /// Groups in it were not synced one by one.
+    pub(crate) relaxed: bool,
 }
 
 /// A header block that is not one.
@@ -108,6 +114,7 @@ impl Header {
         block[..8].copy_from_slice(&MAGIC);
         put_u16(&mut block, 8, VERSION);
         block[10] = self.stream as u8;
+        block[11] = flag(self.recycled, FLAG_RECYCLED) | flag(self.relaxed, FLAG_RELAXED);
         put_u64(&mut block, 16, self.segment);
         put_u64(&mut block, 24, self.epoch);
         put_u64(&mut block, 32, self.first_record);
@@ -139,8 +146,14 @@ impl Header {
             first_record: get_u64(block, 32),
             first_sequence: get_u64(block, 40),
             created: Now { wall_ns: get_u64(block, 48), clock_ms: get_u64(block, 56) },
+            recycled: block[11] & FLAG_RECYCLED != 0,
+            relaxed: block[11] & FLAG_RELAXED != 0,
         })
     }
+}
+
+fn flag(is_set: bool, flag: u8) -> u8 {
+    if is_set { flag } else { 0 }
 }
 
 fn header_crc(block: &[u8]) -> u32 {
@@ -398,6 +411,8 @@ mod tests {
             first_record: 100,
             first_sequence: 9,
             created: Now { wall_ns: 5, clock_ms: 6 },
+            recycled: true,
+            relaxed: true,
         };
         let block = header.encode();
         assert_eq!(Header::decode(&block), Ok(header));

@@ -671,6 +671,11 @@ impl State {
         self.side_settled.first().filter(|first| first.start <= 1).map_or(1, |first| first.end)
     }
 
+    /// Finishes, in all accounts, numbers that no record has and none will get.
+    pub(crate) fn finish_unused(&mut self, numbers: Range<u64>) {
+        self.accounts.values_mut().for_each(|account| account.finish(numbers.clone()));
+    }
+
     /// The first record that no backend was there for; `None` while there is one.
     #[must_use]
     pub fn owed_to_nobody(&self) -> Option<u64> {

@@ -137,3 +137,30 @@ fn an_orderly_end_is_still_orderly_after_a_power_cut() {
         assert!(opened.recovery.clean, "{loss:?}: {:?}", opened.recovery);
     }
 }
+
+#[test]
+fn without_syncs_a_kill_loses_nothing_and_a_power_cut_invents_nothing() {
+    for (name, workload) in WORKLOADS {
+        let start = || {
+            let mut driver = Driver::new(SimDisk::new());
+            driver.relaxed = true;
+            driver
+        };
+        let mut whole = start();
+        workload(&mut whole).expect("the workload runs on a healthy disk");
+        for at in 0..=whole.disk.calls() {
+            let mut driver = start();
+            driver.disk.fail(stop_at(at));
+            let _ = workload(&mut driver);
+            for loss in Loss::each(at) {
+                let _case = Case(name, at, loss, "without syncs");
+                let mut after = driver.on(driver.disk.crash(loss));
+                after.may_lose = !loss.kill;
+                after.open().expect("a healthy disk opens");
+                after.append(100).expect("it takes records");
+                after.writer().sync().expect("a healthy disk syncs");
+                after.survives_loss(Loss::power(Fate::Lost, Fate::Lost, Fate::Lost, 0));
+            }
+        }
+    }
+}

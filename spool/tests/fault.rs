@@ -23,11 +23,12 @@ enum Job {
     Discard(u64),
     Relabel,
     Settle,
+    Prepare,
     Close,
 }
 
-const JOBS: [Job; 22] = {
-    use Job::{Append, Close, Discard, Pause, Places, Reclaim, Relabel, Settle};
+const JOBS: [Job; 25] = {
+    use Job::{Append, Close, Discard, Pause, Places, Prepare, Reclaim, Relabel, Settle};
     [
         Append(100),
         Pause,
@@ -44,6 +45,9 @@ const JOBS: [Job; 22] = {
         Append(9000),
         Places(7),
         Reclaim(7),
+        Prepare,
+        Append(14_000),
+        Append(9000),
         Append(14_000),
         Relabel,
         Append(20_000),
@@ -78,6 +82,7 @@ fn run(driver: &mut Driver, job: Job) -> Result<(), Error> {
             driver.commit()
         }
         Job::Settle => driver.settle_label(),
+        Job::Prepare => driver.prepare(),
         Job::Close => driver.close(),
     }
 }
@@ -105,8 +110,9 @@ fn daemon(driver: &mut Driver, heals: bool) -> Vec<Met> {
             }
             _ => {
                 met.push(Met::Failed);
-                let reclaim = matches!(job, Job::Reclaim(_));
-                if driver.writer.is_some() && !reclaim {
+                // These write no record and no fact.
+                let harmless = matches!(job, Job::Reclaim(_) | Job::Prepare);
+                if driver.writer.is_some() && !harmless {
                     // Before the disk is well again and after, whatever comes.
                     for _ in 0..2 {
                         let again = driver.writer().commit(common::now(1), &mut spool::State::default);
@@ -128,20 +134,22 @@ fn daemon(driver: &mut Driver, heals: bool) -> Vec<Met> {
     met
 }
 
-fn calls_of_all_jobs() -> u64 {
-    let mut driver = Driver::new(SimDisk::new());
+fn calls_of_all_jobs(keeping: bool) -> u64 {
+    let mut driver = Driver::new_keeping(keeping);
     assert_eq!(daemon(&mut driver, true), []);
     driver.disk.calls()
 }
 
 fn each_fault(mut check: impl FnMut(&mut Driver, Fault)) {
-    for at in 0..calls_of_all_jobs() {
-        for failure in FAILURES {
-            for lasting in [false, true] {
-                let fault = Fault { at, failure, lasting };
-                let mut driver = Driver::new(SimDisk::new());
-                driver.disk.fail(fault);
-                check(&mut driver, fault);
+    for keeping in [false, true] {
+        for at in 0..calls_of_all_jobs(keeping) {
+            for failure in FAILURES {
+                for lasting in [false, true] {
+                    let fault = Fault { at, failure, lasting };
+                    let mut driver = Driver::new_keeping(keeping);
+                    driver.disk.fail(fault);
+                    check(&mut driver, fault);
+                }
             }
         }
     }
@@ -228,10 +236,51 @@ fn a_disk_that_is_really_full_refuses_until_room_is_made() {
 }
 
 #[test]
+fn on_a_full_disk_it_starts_and_takes_facts_and_heals() {
+    for kills in [0, 1, 2, 3, 12] {
+        let mut driver = Driver::new_keeping(true);
+        driver.open().expect("a healthy disk opens");
+        driver.control(spool::Control::BackendAdded { name: "a".into(), start: 1 });
+        driver.append(9000).expect("a healthy disk takes records");
+        driver.prepare().expect("there is room");
+        for _ in 0..9 {
+            driver.append(9000).expect("a healthy disk takes records");
+        }
+        // Something else fills the disk to the last byte.
+        let used = driver.disk.used();
+        driver.disk.limit(Some(used));
+        while driver.append(9000).is_ok() {}
+        driver.refused();
+        // Two spares and the ballast are there for starts, also after kills.
+        for _ in 0..kills {
+            driver = driver.on(driver.disk.crash(GONE));
+            let used = driver.disk.used();
+            driver.disk.limit(Some(used));
+            driver.open().expect("a full disk opens");
+            // As a daemon does that counts its attempts.
+            for _ in 0..2 {
+                driver.places(1);
+                driver.commit().expect("a full disk takes facts");
+            }
+            let used = driver.disk.used();
+            driver.disk.limit(Some(used));
+        }
+        driver.places(5);
+        driver.commit().expect("a full disk takes places");
+        driver.reclaim(5).expect("what is delivered goes");
+        driver.survives_loss_without_limit();
+        driver.disk.limit(None);
+        driver.append(9000).expect("it takes records again");
+        driver.read_now();
+        driver.survives_loss(GONE);
+    }
+}
+
+#[test]
 fn a_failed_sync_hides_nothing_over_restarts_and_a_power_cut() {
     // Each sync of a run fails once; the process starts again, and one sync of that start fails too; then the power goes.
-    for at in 0..calls_of_all_jobs() {
-        let mut driver = Driver::new(SimDisk::new());
+    for at in 0..calls_of_all_jobs(true) {
+        let mut driver = Driver::new_keeping(true);
         driver.disk.fail(Fault { at, failure: Failure::Io, lasting: false });
         if !JOBS.iter().any(|job| matches!(run(&mut driver, *job), Err(Error::Io { .. }))) {
             continue;
@@ -261,7 +310,7 @@ fn a_failed_sync_hides_nothing_over_restarts_and_a_power_cut() {
 #[test]
 fn a_sync_that_fails_for_want_of_room_is_no_refusal() {
     // A refusal promises that nothing is on disk; after a failed sync that is not known.
-    let mut traced = Driver::new(SimDisk::new());
+    let mut traced = Driver::new_keeping(true);
     traced.disk.start_trace();
     assert_eq!(daemon(&mut traced, true), []);
     let trace = traced.disk.trace();
@@ -269,7 +318,7 @@ fn a_sync_that_fails_for_want_of_room_is_no_refusal() {
     let mut tried = 0;
     for sync in syncs {
         let at = sync.split(' ').next().and_then(|number| number.parse().ok()).expect("the number of the call");
-        let mut driver = Driver::new(SimDisk::new());
+        let mut driver = Driver::new_keeping(true);
         driver.disk.fail(Fault { at, failure: Failure::Full, lasting: false });
         assert_eq!(daemon(&mut driver, true), [Met::Failed], "{sync}");
         tried += 1;

@@ -20,7 +20,7 @@ use spool::{
 const WALL_NS: u64 = 1_700_000_000_000_000_000;
 
 fn options(stream: Stream) -> Options {
-    Options { stream, segment_bytes: 1 << 16, record_floor: 7 }
+    Options { stream, segment_bytes: 1 << 16, record_floor: 7, ..Options::default() }
 }
 
 fn open(dir: &Path, stream: Stream) -> Opened {
@@ -236,12 +236,19 @@ fn open_fixture(dir: &Path, name: &str, stream: Stream) -> Opened {
     open(dir, stream)
 }
 
+/// A start skips the numbers up to the highest that an account knows of, and no account waits for them.
+fn after_a_start(mut state: State) -> State {
+    let next = state.accounts.values().map(spool::Account::seen).max().expect("accounts");
+    state.accounts.values_mut().for_each(|account| account.finish(10..next));
+    state
+}
+
 #[test]
 fn the_fixtures_read_back_as_what_was_written() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let opened = open_fixture(dir.path(), "main.hex", Stream::Main);
     assert!(opened.recovery.clean, "{:?}", opened.recovery);
-    assert_eq!(opened.state, state());
+    assert_eq!(opened.state, after_a_start(state()));
     let (records, damage) = drain(&mut opened.shared.reader(1));
     assert_eq!(damage, []);
     assert_eq!(records.iter().map(|record| record.number).collect::<Vec<_>>(), [7, 8, 9]);
@@ -264,6 +271,6 @@ fn the_golden_segment_without_its_footer_gives_the_same_records_and_facts() {
     std::fs::write(dir.path().join("0000000000000001.seg"), bytes).expect("written");
     let opened = open(dir.path(), Stream::Main);
     assert!(!opened.recovery.clean);
-    assert_eq!(opened.state, state());
+    assert_eq!(opened.state, after_a_start(state()));
     assert_eq!(drain(&mut opened.shared.reader(1)).0.len(), 3);
 }

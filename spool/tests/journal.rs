@@ -3,7 +3,7 @@
 mod common;
 
 use common::{TINY, commit, copy_dir, draft, drain, now, numbers, open, open_with, payload, read_all, segment_files};
-use spool::{Control, Error, Keep, Options, State, Step, Tally};
+use spool::{Control, Error, Keep, KeptBack, Options, State, Step, Tally};
 
 fn dir() -> tempfile::TempDir {
     tempfile::tempdir().expect("a temporary directory")
@@ -299,4 +299,52 @@ fn tallies_from_many_places_are_those_that_a_reader_counts() {
         assert!(weights.iter().map(|(number, _)| *number).eq(segment.first_record..segment.next_record));
         assert_eq!(weights.iter().fold(Tally::default(), |sum, (_, tally)| sum.plus(*tally)), segment.tally);
     }
+}
+
+#[test]
+fn a_file_that_a_reader_has_open_is_not_used_again() {
+    let dir = dir();
+    let path = dir.path().join("journal");
+    let mut opened = common::open_with(&path, common::TINY_KEEPING);
+    let spares = || {
+        let names = std::fs::read_dir(&path).expect("the directory is there").map(|entry| entry.expect("one").path());
+        names.filter(|path| path.extension().is_some_and(|extension| extension == "spare")).count()
+    };
+    for name in 1..=16 {
+        common::commit(&mut opened.writer, name..name + 1, 3000);
+    }
+    let mut reader = opened.shared.reader(7);
+    assert!(matches!(reader.step(), Ok(Step::Record(record)) if record.number == 7));
+    let (segments, next) = (opened.shared.segments(), opened.shared.next_record());
+    // It is in the middle of a segment when all but the last go.
+    let reclaimed = opened.writer.reclaim(next, Keep { since_clock_ms: u64::MAX, bytes: 0 }).expect("the disk works");
+    assert_eq!(reclaimed.segments, segments.len() as u64 - 1);
+    assert_eq!(spares(), 2, "of the others");
+    for name in 20..60 {
+        common::commit(&mut opened.writer, name..name + 1, 3000);
+    }
+    assert!(spares() < 2, "they were used");
+    let (records, damage) = common::drain(&mut reader);
+    assert_eq!(damage, []);
+    let read = common::numbers(&records);
+    assert_eq!(read[..2], [8, 9], "the rest of its segment is what it was");
+    assert_eq!(read.last(), Some(&(opened.shared.next_record() - 1)));
+}
+
+#[test]
+fn what_is_kept_back_stays_over_starts_and_no_more_than_that() {
+    let dir = dir();
+    let path = dir.path().join("journal");
+    let mut opened = common::open_with(&path, common::TINY_KEEPING);
+    let before = opened.shared.file_bytes();
+    let missing = opened.writer.kept_back_missing();
+    while opened.writer.prepare().expect("the disk works") {}
+    assert_eq!((opened.shared.file_bytes(), opened.writer.kept_back_missing()), (before + missing, 0));
+    opened.writer.close(common::now(1), &State::default()).expect("the disk works");
+    let fewer = Options { kept_back: KeptBack { spares: 1, ballast_bytes: 0 }, ..common::TINY_KEEPING };
+    let opened = common::open_with(&path, fewer);
+    // The start took one for its segment.
+    assert_eq!(opened.writer.kept_back_missing(), fewer.segment_bytes);
+    let names = std::fs::read_dir(&path).expect("the directory is there").count();
+    assert_eq!(names, opened.shared.segments().len(), "what is too many went");
 }

@@ -8,7 +8,7 @@ mod common;
 use common::driver::Driver;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
-use spool::disk::sim::{Failure, Fault, Loss, SimDisk};
+use spool::disk::sim::{Failure, Fault, Loss};
 use spool::{Control, Error, Options};
 
 #[derive(Debug, Clone)]
@@ -25,6 +25,7 @@ enum Op {
     Relabel(usize),
     /// Gives up the oldest of these.
     Settle,
+    Prepare,
     Close,
     Kill,
     PowerCut(usize, u64),
@@ -49,6 +50,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0..60_u64, 1..9_u64).prop_map(|(from, count)| Op::Discard(from, count)),
         2 => (1..3_usize).prop_map(Op::Relabel),
         1 => Just(Op::Settle),
+        1 => Just(Op::Prepare),
         1 => Just(Op::Close),
         1 => Just(Op::Kill),
         2 => (0..9_usize, any::<u64>()).prop_map(|(loss, seed)| Op::PowerCut(loss, seed)),
@@ -119,6 +121,7 @@ impl Run {
                 self.driver.commit()
             }
             Op::Settle => self.driver.settle_label(),
+            Op::Prepare => self.driver.prepare(),
             _ => self.driver.close(),
         }
     }
@@ -154,10 +157,11 @@ proptest! {
     #[test]
     fn any_sequence_of_operations_equals_the_model(
         ops in prop::collection::vec(op(), 1..40),
+        keeping in any::<bool>(),
         segment_bytes in 12_000..70_000_u64,
         last in (0..9_usize, any::<u64>()),
     ) {
-        let mut driver = Driver::new(SimDisk::new());
+        let mut driver = Driver::new_keeping(keeping);
         driver.options = Options { segment_bytes, ..driver.options };
         let mut run = Run { driver, place: 0, next_place: 0 };
         ops.iter().for_each(|op| run.step(op));

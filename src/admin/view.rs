@@ -15,8 +15,8 @@ use crate::clock::wall_time;
 use crate::receive;
 use crate::side::Letters;
 use crate::status::{
-    Backend, BackendState, Backlog, DeadLetters, Discarded, Kept, LastError, Received, Refused, Rejected, Spool, State,
-    Status, Timestamp, Volume,
+    Backend, BackendState, Backlog, Damage, DeadLetters, Discarded, Kept, LastError, Received, Refused, Rejected,
+    Spool, State, Status, Timestamp, Volume,
 };
 
 /// Everything that `status` looks at.
@@ -98,6 +98,7 @@ impl View {
         let lowest = books.iter().map(|book| book.account.lowest_needed()).min();
         let kept = stored.less(waiting);
         let dead = books.iter().fold(Tally::default(), |sum, book| sum.plus(book.account.dead));
+        let damage = self.journal.damage().plus(self.side.damage());
         let first = self.received_at(self.journal.first_record());
         Spool {
             records: waiting.records,
@@ -119,7 +120,7 @@ impl View {
                 max_bytes: self.dead_letters_max_bytes,
                 oldest_at: if dead.records == 0 { None } else { self.oldest_letter() },
             },
-            damage: crate::status::Damage::default(),
+            damage: Damage { records: damage.records, bytes: damage.bytes },
         }
     }
 

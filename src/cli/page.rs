@@ -84,7 +84,7 @@ fn spool(page: &mut String, status: &Status, now: SystemTime) -> std::fmt::Resul
     }
     if spool.damage.records + spool.damage.bytes > 0 {
         let lost = format!("{} in {}", counted(spool.damage.records, "record"), size(spool.damage.bytes));
-        row(page, "DAMAGE", format_args!("{lost} can't be read: the medium is failing"))?;
+        row(page, "DAMAGE", format_args!("{lost} can't be read; see: tracespool verify"))?;
     }
     Ok(())
 }

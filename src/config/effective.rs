@@ -2,6 +2,8 @@
 
 use std::fmt::{Display, Write};
 
+use spool::Durability;
+
 use super::units::{bytes, time};
 use super::{
     AfterRetryTimeout, Backend, Compression, Credentials, Experiment, Loaded, LogFormat, Origins, Remote, Socket,
@@ -39,6 +41,11 @@ pub fn effective(loaded: &Loaded) -> String {
     page.line("min_free_disk", quoted(bytes(config.spool.min_free_disk)));
     page.line("keep_delivered", quoted(time(config.spool.keep_delivered)));
     page.line("keep_delivered_bytes", quoted(bytes(config.spool.keep_delivered_bytes)));
+    let durability = match config.spool.durability {
+        Durability::Sync => "sync",
+        Durability::Relaxed => "relaxed",
+    };
+    page.line("durability", quoted(durability));
     page.section("[dead_letters]", "dead_letters");
     page.line("max_bytes", quoted(bytes(config.dead_letters.max_bytes)));
     page.line("max_age", quoted(time(config.dead_letters.max_age)));

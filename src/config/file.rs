@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use spool::Durability;
 use toml::de::DeTable;
 
 use super::section::{At, Document, Found, Section};
@@ -17,7 +18,6 @@ const NOT_YET: &[&str] = &[
     "receive.directory",
     "receive.mlflow",
     "receive.socket.allow_uids",
-    "spool.durability",
     "delivery.order",
     "delivery.use_mlflow_limits",
     "delivery.requests_per_second",
@@ -74,6 +74,7 @@ pub(super) struct Spool {
     pub min_free_disk: Option<Found<u64>>,
     pub keep_delivered: Option<Found<Duration>>,
     pub keep_delivered_bytes: Option<Found<u64>>,
+    pub durability: Option<Found<Durability>>,
 }
 
 #[derive(Debug, Default)]
@@ -233,6 +234,7 @@ fn spool(section: Section<'_, '_>) -> Spool {
         min_free_disk: section.bytes("min_free_disk"),
         keep_delivered: section.time("keep_delivered"),
         keep_delivered_bytes: section.bytes("keep_delivered_bytes"),
+        durability: choice(&section, "durability", &[("sync", Durability::Sync), ("relaxed", Durability::Relaxed)]),
     };
     section.finish();
     spool

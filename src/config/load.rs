@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use spool::Durability;
+
 use super::paths::{self, Places};
 use super::section::{At, Found};
 use super::settle::Settle;
@@ -348,6 +350,7 @@ fn build_spool(written: file::Spool, settle: &mut Settle<'_>) -> Spool {
         min_free_disk: settle.bytes(written.min_free_disk, GIB, 0..=LARGEST),
         keep_delivered: settle.time(written.keep_delivered, DAY, Duration::ZERO..=YEARS),
         keep_delivered_bytes: settle.bytes(written.keep_delivered_bytes, GIB, 0..=LARGEST),
+        durability: settle.or(written.durability, Durability::Sync),
     };
     if spool.max_bytes < 4 * spool.segment_bytes {
         let at = max_at.or(segment_at).unwrap_or_else(|| unwritten("spool.max_bytes"));

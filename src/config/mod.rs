@@ -29,6 +29,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use spool::Durability;
 use url::Url;
 
 /// Everything the daemon needs to know before it builds itself.
@@ -93,6 +94,8 @@ pub struct Spool {
     pub keep_delivered: Duration,
     /// up to this much.
     pub keep_delivered_bytes: u64,
+    /// Whether a trace is acknowledged after the sync, or after the write.
+    pub durability: Durability,
 }
 
 /// What happens when there is no room for what comes in.

@@ -13,6 +13,8 @@ use crate::ledger::{self, Books};
 /// set aside.
 pub(super) fn recover(state: &mut State, ledger: Books, journal: &Shared, side: &Shared) -> Result<(), Error> {
     ledger::merge(state, ledger);
+    // A place that the ledger knows better may stand at a number that a start skipped.
+    journal.finish_skipped(state);
     count_received(state, journal)?;
     count_aside(state, side)
 }
@@ -33,7 +35,7 @@ pub(super) fn miss_labelled(state: &mut State, kept: &Kept) -> Result<(), Error>
 /// although the place may not have moved over it yet.
 pub(super) fn count_aside(state: &mut State, side: &Shared) -> Result<(), Error> {
     let Some(from) = state.accounts.values().map(|account| account.side_place).min() else { return Ok(()) };
-    let mut reader = side.reader(from);
+    let mut reader = side.reader(from).lossy();
     loop {
         match reader.step()? {
             Step::Record(record) => {
@@ -52,7 +54,12 @@ pub(super) fn count_aside(state: &mut State, side: &Shared) -> Result<(), Error>
                     account.finish(aside.record..aside.record + 1);
                 }
             }
-            Step::Damaged(_) => {}
+            Step::Damaged(damage) => error!(
+                segment = damage.segment,
+                offset = damage.offset,
+                records = damage.tally().records,
+                "dead letters can't be read from the side journal"
+            ),
             Step::End => break,
         }
     }

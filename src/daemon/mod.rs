@@ -119,7 +119,7 @@ impl Built {
         let ledger = Ledger::open(&state_dir.ledger(), wall_ns());
         let dirs = Dirs { journal: state_dir.journal(), side: state_dir.side() };
         let disk: Arc<dyn Disk> = Arc::new(OsDisk);
-        let store = Store::open(&disk, &dirs, config.spool.segment_bytes, &config.backends, &ledger)?;
+        let store = Store::open(&disk, &dirs, &config.spool, &config.backends, &ledger)?;
         let ledger = ledger.of_spool(store.state.spool_id, wall_ns());
         if let Some((path, error)) = &ledger.set_aside {
             warn!(kept_in = %path.display(), error, "the ledger is of no use; it is built again from the journal");
@@ -180,7 +180,8 @@ impl Built {
         let doors = doors
             .serve(Arc::new(reception), doors_stopped)
             .map_err(|source| Fatal::System { operation: "open the doors", source })?;
-        let follower = tokio::spawn(follow(follower, Arc::clone(&accounts), Arc::clone(&received), clock));
+        let follower =
+            tokio::spawn(follow(follower, Arc::clone(&side), Arc::clone(&accounts), Arc::clone(&received), clock));
         let view = Arc::new(admin::View {
             kinds: kinds(config),
             max_bytes: config.spool.max_bytes,
@@ -315,12 +316,29 @@ fn why_ended(ended: Result<Result<Writer, spool::Error>, oneshot::error::RecvErr
     }
 }
 
+/// In small steps, what the side journal keeps back for a full disk.
+async fn keep_back(side: &Arc<Side>) {
+    if side.is_prepared() {
+        return;
+    }
+    let side = Arc::clone(side);
+    // A panic in there would be a bug of its own; there is nothing to be done here.
+    let _ = tokio::task::spawn_blocking(move || side.prepare()).await;
+}
+
 /// Keeps the ledger close behind the books.
-async fn follow(mut follower: Follower, accounts: Arc<Accounts>, received: Arc<Received>, clock: Clock) {
+async fn follow(
+    mut follower: Follower,
+    side: Arc<Side>,
+    accounts: Arc<Accounts>,
+    received: Arc<Received>,
+    clock: Clock,
+) {
     let mut saved = accounts.version();
     loop {
         tokio::time::sleep(LEDGER_EVERY).await;
         received.enter(&accounts);
+        keep_back(&side).await;
         if accounts.version() == saved && !follower.is_behind() {
             continue;
         }

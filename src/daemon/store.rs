@@ -4,18 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use spool::disk::Disk;
-use spool::{Error, Journal, Kept, Opened, Options, Shared, State, Stream, Writer};
+use spool::{Error, Journal, Kept, KeptBack, Opened, Options, Shared, State, Stream, Writer};
 use tracing::{error, info, warn};
 
 use super::books;
 use crate::accounts::Accounts;
 use crate::clock::{Clock, wall_ns};
-use crate::config::Backend;
+use crate::config::{self, Backend};
 use crate::ledger::{self, Books};
 use crate::side::{LABELLED, Side};
 
-/// The side journal is small and seldom written.
+/// Size of the side journal's segments: it is small and seldom written.
 const SIDE_SEGMENT_BYTES: u64 = 4 << 20;
+/// Room for facts when a full disk has nothing else left.
+const BALLAST_BYTES: u64 = 1 << 20;
 
 /// Where everything lies.
 #[derive(Debug)]
@@ -41,20 +43,31 @@ impl Store {
     pub(super) fn open(
         disk: &Arc<dyn Disk>,
         dirs: &Dirs,
-        segment_bytes: u64,
+        limits: &config::Spool,
         backends: &[Backend],
         ledger: &ledger::Opened,
     ) -> Result<Self, Error> {
         let seen = ledger.accounts.values().map(|saved| &saved.account);
         let record_floor = seen.clone().map(spool::Account::seen).max().unwrap_or(1);
-        let options = Options { segment_bytes, record_floor, ..Options::default() };
+        let config::Spool { segment_bytes, max_bytes, durability, .. } = *limits;
+        let kept_back = |segment_bytes| kept_back(segment_bytes, max_bytes);
+        let options = Options {
+            segment_bytes,
+            record_floor,
+            kept_back: kept_back(segment_bytes),
+            durability,
+            ..Options::default()
+        };
         let Opened { mut writer, shared: journal, mut state, .. } = open_journal(disk, &dirs.journal, options)?;
         let spool_id = state.spool_id;
         let side_places = state.accounts.values().chain(seen).map(|account| account.side_place);
+        let side_segment_bytes = segment_bytes.min(SIDE_SEGMENT_BYTES);
         let side_options = Options {
             stream: Stream::Side,
-            segment_bytes: segment_bytes.min(SIDE_SEGMENT_BYTES),
+            segment_bytes: side_segment_bytes,
             record_floor: side_places.max().unwrap_or(1),
+            kept_back: kept_back(side_segment_bytes),
+            ..Options::default()
         };
         let mut side = open_side(disk, &dirs.side, side_options, spool_id)?;
 
@@ -81,6 +94,16 @@ impl Store {
     }
 }
 
+/// What a journal keeps back for a full disk: less where the cap has no room for it.
+fn kept_back(segment_bytes: u64, max_bytes: u64) -> KeptBack {
+    let spares = match max_bytes / segment_bytes {
+        0..8 => 0,
+        8..16 => 1,
+        16.. => 2,
+    };
+    KeptBack { spares, ballast_bytes: BALLAST_BYTES.min(segment_bytes / 4) }
+}
+
 fn open_journal(disk: &Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Opened, Error> {
     let opened = Journal::open(Arc::clone(disk), dir, options, wall_ns())?;
     let recovery = &opened.recovery;
@@ -91,7 +114,15 @@ fn open_journal(disk: &Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Op
         warn!(frames = torn.frames, kept_in = %torn.kept_in.display(), "the last write was torn; it had not been acknowledged");
     }
     for damage in &recovery.damage {
-        error!(journal = %dir.display(), segment = damage.segment, offset = damage.offset, "the journal is damaged; the files stay as they are");
+        let lost = damage.tally();
+        error!(
+            journal = %dir.display(),
+            segment = damage.segment,
+            offset = damage.offset,
+            records = lost.records,
+            spans = lost.spans,
+            "the journal is damaged; the files stay as they are; see: tracespool verify"
+        );
     }
     for path in &recovery.unreadable {
         error!(segment = %path.display(), "a segment can't be read and is left out; the file stays as it is");

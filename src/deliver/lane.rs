@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 use super::backoff::Backoff;
 use super::concurrency::Concurrency;
 use super::parcel::{Parcel, TraceId, take_due};
+use super::patience::Patience;
 use super::suspect::{BREAKER, Case};
 use crate::accounts::{Accounts, LaneState};
 use crate::backend::{Backend, Failure, Outcome};
@@ -104,6 +105,8 @@ pub struct Lane {
     blocked_since: Option<Instant>,
     /// When the spool is read again after it failed.
     read_again: Option<Instant>,
+    /// With a spool that can't be read.
+    patience: Patience,
 }
 
 /// An attempt that came to an end.
@@ -153,6 +156,7 @@ impl Lane {
             taken_experiment: None,
             blocked_since: None,
             read_again: None,
+            patience: Patience::default(),
             parts,
         }
     }
@@ -303,7 +307,20 @@ impl Lane {
         while self.held.bytes < held_max && self.held.records < WINDOW_RECORDS {
             let place = self.reader.place();
             let step = match self.reader.step() {
-                Ok(step) => step,
+                Ok(step) => {
+                    self.patience.renew();
+                    step
+                }
+                Err(error) if self.patience.is_over(now) => {
+                    error!(
+                        backend = self.parts.name,
+                        %error,
+                        "the spool can't be read for minutes; what can't be read now is counted as damaged"
+                    );
+                    self.reader.give_up_segment();
+                    self.patience.renew();
+                    continue;
+                }
                 Err(error) => {
                     // The same can be asked again. What is in hand goes on, and the doors stay open.
                     error!(backend = self.parts.name, %error, "the spool can't be read; trying again");
@@ -323,7 +340,10 @@ impl Lane {
                         return;
                     }
                 }
-                Step::Damaged(damage) => self.lose(damage),
+                Step::Damaged(damage) => {
+                    self.skip(place..damage.records.start);
+                    self.lose(&damage);
+                }
                 Step::End => {
                     self.at_end = true;
                     break;
@@ -630,17 +650,18 @@ impl Lane {
     /// Numbers that no record has: skipped at a start, or reclaimed.
     fn skip(&self, numbers: Range<u64>) {
         if !numbers.is_empty() {
-            self.parts.accounts.pass(&self.parts.name, numbers, false);
+            self.parts.accounts.pass(&self.parts.name, numbers);
         }
     }
 
-    fn lose(&self, damage: spool::Damage) {
-        let lost = self.parts.accounts.pass(&self.parts.name, damage.records, true);
+    fn lose(&self, damage: &spool::Damage) {
+        let lost = self.parts.accounts.lose(&self.parts.name, damage);
         error!(
             backend = self.parts.name,
             segment = damage.segment,
             offset = damage.offset,
-            records = lost,
+            records = lost.records,
+            spans = lost.spans,
             "records can't be read from the spool; the files stay as they are"
         );
     }

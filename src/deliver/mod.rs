@@ -8,6 +8,7 @@ mod backoff;
 mod concurrency;
 mod lane;
 mod parcel;
+mod patience;
 mod suspect;
 
 pub use lane::{Lane, LaneParts};

@@ -63,6 +63,9 @@ pub struct Limits {
     pub dead_letters_max_age: Duration,
 }
 
+/// How often making room for what is to be kept back is tried again after it failed.
+const PREPARE_AGAIN: Duration = Duration::from_secs(10);
+
 /// What the committer is made of.
 pub struct CommitterParts {
     /// The journal's writer.
@@ -105,6 +108,8 @@ pub struct Committer {
     /// When the limits were last looked at.
     limited_at: Instant,
     pub(super) losses: Losses,
+    /// Not before then is anything prepared.
+    prepare_at: Instant,
 }
 
 /// When and of what the last durable checkpoint was.
@@ -146,7 +151,8 @@ impl Committer {
     pub fn new(parts: CommitterParts) -> Self {
         let now = Instant::now();
         let checkpointed = Checkpointed { at: now, version: u64::MAX, lowest_needed: 0, reclaimed_at: now };
-        Self { parts, measured: None, checkpointed, limited_at: now, losses: Losses::default() }
+        let losses = Losses::default();
+        Self { parts, measured: None, checkpointed, limited_at: now, losses, prepare_at: now }
     }
 
     /// Works until every [`super::Intake`] is gone; then all that was submitted is answered. Blocks; it has a thread
@@ -169,8 +175,10 @@ impl Committer {
                     }
                 };
                 let (count, found) = runtime.block_on(wait);
-                if count == Some(0) {
-                    break;
+                match (count, &found) {
+                    (Some(0), _) => break,
+                    (None, None) => self.prepare(),
+                    _ => {}
                 }
                 command = found;
                 waiting.extend(received.drain(..));
@@ -187,6 +195,25 @@ impl Committer {
         }
         self.losses.say();
         Ok(self.parts.writer)
+    }
+
+    /// In idle time, a little of what is kept back for a full disk, as long as the limits allow it.
+    fn prepare(&mut self) {
+        let missing = self.parts.writer.kept_back_missing();
+        if missing == 0 || Instant::now() < self.prepare_at {
+            return;
+        }
+        self.prepare_at = Instant::now() + PREPARE_AGAIN;
+        let Limits { max_bytes, min_free_disk, .. } = self.parts.limits;
+        let free = self.parts.disk.free_bytes(&self.parts.dir).unwrap_or(0);
+        let used = self.parts.writer.shared().file_bytes() + self.other_bytes();
+        if free < min_free_disk.saturating_add(missing) || used + missing > max_bytes {
+            return;
+        }
+        match self.parts.writer.prepare() {
+            Ok(_) => self.prepare_at = Instant::now(),
+            Err(error) => debug!(%error, "cannot keep space back now"),
+        }
     }
 
     /// One group, with a checkpoint in it when one is due.
@@ -233,6 +260,10 @@ impl Committer {
         if !committed.records.is_empty() {
             self.parts.accounts.commit(committed.tally, committed.records.end);
             self.parts.durable.send_replace(committed.records.end);
+        }
+        if with_checkpoint {
+            // With `durability = "relaxed"`, at most as much as comes in between two checkpoints is not on disk.
+            self.parts.writer.sync()?;
         }
         if let Some((state, version)) = snapshot {
             self.checkpointed.at = Instant::now();
@@ -331,7 +362,8 @@ impl Committer {
         let Limits { max_bytes, min_free_disk, segment_bytes, max_traces, .. } = self.parts.limits;
         // Also asked when the segment at hand has room, and with one more kept back: a start begins a segment without
         // asking, and the cap holds over starts too.
-        if self.parts.writer.shared().file_bytes() + self.other_bytes() + growth + segment_bytes > max_bytes {
+        let kept_back = self.parts.writer.kept_back_missing().max(segment_bytes);
+        if self.parts.writer.shared().file_bytes() + self.other_bytes() + growth + kept_back > max_bytes {
             return Some(Short::Bytes);
         }
         if let Some(max) = max_traces
@@ -346,10 +378,11 @@ impl Committer {
 
     /// Makes room in the order that is promised, and says what there still is not enough of.
     fn make_room(&mut self, asked: Asked) -> Result<Option<Short>, Error> {
-        // What is kept for replay gives way first.
+        // What is kept for replay gives way first, then what is kept aside because it is damaged.
         self.reclaim(Keep { since_clock_ms: u64::MAX, bytes: 0 });
         loop {
             let gave_way = match self.short_of(asked) {
+                Some(Short::Bytes | Short::Disk) if self.drop_quarantined() => true,
                 Some(Short::Bytes) => self.give_way_in_bytes()?,
                 Some(Short::Traces) => self.give_way_in_traces(asked.traces)?,
                 // Something else fills the disk, and would fill what is freed, too.
@@ -383,6 +416,14 @@ impl Committer {
             // They are still there, and will be tried again; the cap sees to it that they do no harm.
             Err(error) => warn!(%error, "cannot remove delivered segments"),
         }
+    }
+
+    fn drop_quarantined(&self) -> bool {
+        let dropped = self.parts.writer.shared().drop_quarantined();
+        dropped.unwrap_or_else(|error| {
+            warn!(%error, "cannot remove damaged segments that were kept aside");
+            false
+        })
     }
 
     fn draft(&self, submission: Submission) -> Draft {

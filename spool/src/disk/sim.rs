@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -151,6 +152,8 @@ struct Inode {
     /// Sectors that a sync has to write.
     dirty: BTreeSet<usize>,
     length_dirty: bool,
+    /// Bytes that the medium does not give back.
+    unreadable: Vec<Range<u64>>,
 }
 
 /// What a call is to do.
@@ -426,6 +429,12 @@ impl SimDisk {
         self.lock().links_forbidden = true;
     }
 
+    /// Bytes that files hold together.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.lock().used()
+    }
+
     /// Changing calls until now.
     #[must_use]
     pub fn calls(&self) -> u64 {
@@ -462,6 +471,44 @@ impl SimDisk {
             *byte ^= flip;
         }
         Ok(())
+    }
+
+    /// Changes bytes of a file, in the cache and on disk, without a call that counts.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such file.
+    pub fn change(&self, path: &Path, change: impl Fn(&mut Vec<u8>)) -> io::Result<()> {
+        let mut world = self.lock();
+        let file = world.file(path)?;
+        let inode = &mut world.files[file];
+        change(&mut inode.seen);
+        change(&mut inode.disk);
+        Ok(())
+    }
+
+    /// Reads that touch these bytes of a file fail from now on, also after a crash, with the error of a bad block.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such file.
+    pub fn make_unreadable(&self, path: &Path, bytes: Range<u64>) -> io::Result<()> {
+        let mut world = self.lock();
+        let file = world.file(path)?;
+        world.files[file].unreadable.push(bytes);
+        Ok(())
+    }
+
+    /// All files can be read again.
+    pub fn make_readable(&self) {
+        self.lock().files.iter_mut().for_each(|inode| inode.unreadable.clear());
+    }
+
+    /// The content of a file as it is seen.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such file.
+    pub fn content(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let world = self.lock();
+        Ok(world.files[world.file(path)?].seen.clone())
     }
 
     /// The disk as the next process finds it. This one stays as it is.
@@ -671,8 +718,13 @@ impl DiskFile for SimFile {
         let world = self.disk.lock();
         world.check()?;
         let from = usize::try_from(offset).map_err(io::Error::other)?;
-        let rest = world.files[self.file].seen.get(from..).unwrap_or_default();
+        let inode = &world.files[self.file];
+        let rest = inode.seen.get(from..).unwrap_or_default();
         let length = rest.len().min(buffer.len());
+        let asked = offset..offset + length as u64;
+        if inode.unreadable.iter().any(|bad| bad.start < asked.end && asked.start < bad.end) {
+            return Err(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error()));
+        }
         buffer[..length].copy_from_slice(&rest[..length]);
         Ok(length)
     }

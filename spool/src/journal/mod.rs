@@ -1,15 +1,20 @@
 //! The journal: a directory of segments with one writer and any number of readers.
 
+mod damage;
 mod keep;
+mod pieces;
+mod quarantine;
 mod reader;
 mod reclaim;
 mod recover;
 mod scan;
+mod spare;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
@@ -19,12 +24,25 @@ use crate::envelope::Envelope;
 use crate::segment::{Footer, Stamp};
 use crate::state::State;
 use crate::{Error, Stream, Tally};
+use damage::Known;
 
+pub use damage::Damage;
 pub use keep::Kept;
-pub use reader::{Damage, Reader, Step};
+pub use reader::{Reader, Step};
 pub use reclaim::{Keep, Reclaimed};
 pub use recover::{Recovery, Torn};
+pub use spare::KeptBack;
 pub use writer::{Committed, Writer};
+
+/// When a commit returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// After the sync.
+    #[default]
+    Sync,
+    /// After the write: what it returned for outlives the process, and the machine only after [`Writer::sync`].
+    Relaxed,
+}
 
 /// How a journal is laid out.
 #[derive(Debug, Clone, Copy)]
@@ -35,11 +53,21 @@ pub struct Options {
     pub segment_bytes: u64,
     /// No record gets a number below this: what others (an index, a backend's place) have seen already.
     pub record_floor: u64,
+    /// Files that are kept back for the segments to come.
+    pub kept_back: KeptBack,
+    /// When a commit returns.
+    pub durability: Durability,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { stream: Stream::Main, segment_bytes: 64 << 20, record_floor: 1 }
+        Self {
+            stream: Stream::Main,
+            segment_bytes: 64 << 20,
+            record_floor: 1,
+            kept_back: KeptBack::default(),
+            durability: Durability::Sync,
+        }
     }
 }
 
@@ -176,11 +204,31 @@ struct Inner {
     dir: PathBuf,
     /// Ascending; the last one is being written. Locked for moments only, never over a call to the disk.
     segments: Mutex<Vec<SegmentInfo>>,
+    /// How often each segment is open for reading.
+    leases: Mutex<BTreeMap<u64, usize>>,
+    /// Bytes of the files that are kept back.
+    kept_back_bytes: AtomicU64,
+    /// Records that are still needed, and should be before the first segment that was there at the start.
+    missing_before: Range<u64>,
+    /// Damage that was met. Locked as `segments` is, and never both.
+    known: Mutex<Known>,
+    /// What is kept aside because it is damaged. Locked in the same way.
+    quarantined: Mutex<quarantine::Files>,
 }
 
 impl Shared {
-    fn new(disk: Arc<dyn Disk>, dir: PathBuf, segments: Vec<SegmentInfo>) -> Self {
-        Self { inner: Arc::new(Inner { disk, dir, segments: Mutex::new(segments) }) }
+    /// Records from `lowest` on that are in no segment, but should be, are missing.
+    fn new(disk: Arc<dyn Disk>, dir: PathBuf, segments: Vec<SegmentInfo>, lowest: Option<u64>) -> Self {
+        let missing_before = match (lowest, segments.first()) {
+            // The first record has number 1.
+            (Some(lowest), Some(first)) if lowest < first.first_record => lowest.max(1)..first.first_record,
+            _ => 0..0,
+        };
+        let (segments, leases, known) = (Mutex::new(segments), Mutex::default(), Mutex::default());
+        let kept_back_bytes = AtomicU64::new(0);
+        let quarantined = Mutex::default();
+        let inner = Inner { disk, dir, segments, leases, kept_back_bytes, missing_before, known, quarantined };
+        Self { inner: Arc::new(inner) }
     }
 
     /// A reader from `place` on: the first record it returns has that number or the next higher one.
@@ -207,13 +255,16 @@ impl Shared {
         self.lock().first().map_or(1, |segment| segment.first_record)
     }
 
-    /// Bytes of all segment files, the allotted part of the one being written included.
+    /// Bytes of all segment files, the allotted part of the one being written, what is kept back and what is kept aside
+    /// included.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.lock().iter().map(|segment| segment.file_bytes).sum()
+        let segments: u64 = self.lock().iter().map(|segment| segment.file_bytes).sum();
+        segments + self.inner.kept_back_bytes.load(Ordering::Relaxed) + self.quarantined().bytes()
     }
 
-    /// What is in the journal from `place` on. Reads a few group headers of one segment, and one group.
+    /// What is in the journal from `place` on, with what is lost: as much as a reader from there on returns and reports.
+    /// Reads group headers of one segment, and one group.
     ///
     /// # Errors
     /// [`Error::Io`] of the file system.
@@ -230,17 +281,25 @@ impl Shared {
         let mut left: BTreeSet<u64> = places.iter().copied().collect();
         let mut found = BTreeMap::new();
         let mut behind = Tally::default();
-        for segment in segments.iter().rev() {
+        for (index, segment) in segments.iter().enumerate().rev() {
             for place in left.split_off(&segment.next_record) {
                 found.insert(place, behind);
             }
             let inside = left.split_off(&(segment.first_record + 1));
             if !inside.is_empty() {
-                for (place, tally) in scan::tallies_from(self, segment, &inside)? {
+                for (place, tally) in pieces::tallies_from(self, segment, &inside)? {
                     found.insert(place, tally.plus(behind));
                 }
             }
             behind += segment.tally;
+            let missing = Damage::missing(segment.id, self.missing_at(&segments, index));
+            if !missing.records.is_empty() {
+                for place in left.split_off(&(missing.records.start + 1)) {
+                    let rest = missing.from(place).map(|damage| damage.tally()).unwrap_or_default();
+                    found.insert(place, rest.plus(behind));
+                }
+                behind += missing.tally();
+            }
         }
         found.extend(left.into_iter().map(|place| (place, behind)));
         Ok(found)
@@ -248,13 +307,12 @@ impl Shared {
 
     /// The records of a segment with what each weighs, ascending. Reads the whole segment.
     ///
-    /// What a group holds beside the records that can be read is counted with the last of its numbers, so that nothing
-    /// is missing in the sum as long as the headers of the groups are whole.
+    /// With what is lost: together it is what the catalogue says.
     ///
     /// # Errors
     /// [`Error::Io`] of the file system.
     pub fn weigh(&self, segment: &SegmentInfo) -> Result<Vec<(u64, Tally)>, Error> {
-        scan::weigh(self, segment)
+        pieces::weigh(self, segment)
     }
 
     /// Keeps sealed segments beside the journal: each gets a second name there, or where files can't have one, is
@@ -264,6 +322,62 @@ impl Shared {
     /// [`Error::Full`] or [`Error::Io`] of the file system; no harm is done.
     pub fn keep_copies(&self, segments: &[SegmentInfo], kept: &Kept) -> Result<(), Error> {
         kept.take(self, segments)
+    }
+
+    fn note_kept_back(&self, spares: &spare::Spares) {
+        self.inner.kept_back_bytes.store(spares.bytes(), Ordering::Relaxed);
+    }
+
+    fn leases(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.inner.leases.lock().expect("the leases are locked for moments that cannot panic")
+    }
+
+    /// What the damage took that was met until now, by a start or by readers.
+    #[must_use]
+    pub fn damage(&self) -> Tally {
+        self.known().tally()
+    }
+
+    /// Finishes, in all accounts, the numbers between segments that no record ever had: a place then stands at a record
+    /// that exists, or at the end, and a lost segment can be told from numbers that a start skipped.
+    pub fn finish_skipped(&self, state: &mut State) {
+        let segments = self.segments();
+        for pair in segments.windows(2) {
+            if pair[0].missing_behind(&pair[1]).is_empty() {
+                state.finish_unused(pair[0].next_record..pair[1].first_record);
+            }
+        }
+    }
+
+    /// Records from `lowest` on that are in no file.
+    fn missing(&self, lowest: u64) -> Vec<Damage> {
+        let segments = self.segments();
+        let at = |index: usize| Damage::missing(segments[index].id, self.missing_at(&segments, index));
+        (0..segments.len())
+            .filter_map(|index| at(index).from(lowest))
+            .filter(|damage| !damage.records.is_empty())
+            .collect()
+    }
+
+    /// Records that are in no file, before the segment at `index`.
+    fn missing_at(&self, segments: &[SegmentInfo], index: usize) -> Range<u64> {
+        match index.checked_sub(1) {
+            Some(before) => segments[before].missing_behind(&segments[index]),
+            // What was there at the start and went since is not missed.
+            None => self.inner.missing_before.start..self.inner.missing_before.end.min(segments[index].first_record),
+        }
+    }
+
+    fn note(&self, damage: &Damage) {
+        self.known().note(damage);
+    }
+
+    fn quarantined(&self) -> MutexGuard<'_, quarantine::Files> {
+        self.inner.quarantined.lock().expect("the list of files is locked for moments that cannot panic")
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.inner.known.lock().expect("what is known is locked for moments that cannot panic")
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SegmentInfo>> {

@@ -1,12 +1,14 @@
 //! Reading records from a place to the durable end.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::scan::{Found, Frames, Groups, SegmentFile};
+use super::damage::Damage;
+use super::pieces::{self, Losses, Piece};
+use super::scan::{Found, Groups, Reading, SegmentFile, Stretch};
 use super::{SegmentInfo, Shared};
+use crate::Error;
 use crate::frame::Record;
-use crate::group::Group;
-use crate::{Error, Kind};
 
 /// What the next step of a reader found.
 #[derive(Debug)]
@@ -20,17 +22,6 @@ pub enum Step {
     Damaged(Damage),
 }
 
-/// A stretch of a segment that can't be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damage {
-    /// The segment.
-    pub segment: u64,
-    /// Records lost; empty when only controls were hit.
-    pub records: Range<u64>,
-    /// First damaged byte, as far as known.
-    pub offset: u64,
-}
-
 /// Reads records in order of their numbers. Holds one segment open at most, and that only while there is more in it.
 #[derive(Debug)]
 pub struct Reader {
@@ -38,6 +29,11 @@ pub struct Reader {
     /// The next record to return has this number or a higher one.
     place: u64,
     cursor: Option<Cursor>,
+    /// The segment that was read before, to the end.
+    behind: Option<u64>,
+    reading: Reading,
+    /// How segments are read if nothing else is said.
+    usual: Reading,
 }
 
 /// Where a reader is inside a segment.
@@ -46,31 +42,37 @@ struct Cursor {
     info: SegmentInfo,
     file: SegmentFile,
     groups: Groups,
-    group: Option<OpenGroup>,
-}
-
-/// The group at hand.
-#[derive(Debug)]
-struct OpenGroup {
-    frames: Frames,
-    at: u64,
-    /// Records of it that were not met yet.
-    left: u64,
-    /// The next record in it has this number or a higher one.
-    record: u64,
+    /// Of the group or the stretch at hand, those that were not met yet.
+    pieces: VecDeque<Piece>,
     /// Behind its last record.
     next: u64,
+    /// What was lost in this segment with headers of groups, once that is needed.
+    losses: Option<Losses>,
 }
 
 impl Reader {
     pub(super) fn new(shared: Shared, place: u64) -> Self {
-        Self { shared, place, cursor: None }
+        Self { shared, place, cursor: None, behind: None, reading: Reading::Strict, usual: Reading::Strict }
     }
 
     /// The number of the next record, unless numbers were skipped there.
     #[must_use]
     pub fn place(&self) -> u64 {
         self.place
+    }
+
+    /// A reader that takes what can't be read for damaged, where a step would fail otherwise. What is only out of reach
+    /// for a moment is lost to it.
+    #[must_use]
+    pub fn lossy(self) -> Self {
+        Self { reading: Reading::Lossy, usual: Reading::Lossy, cursor: None, ..self }
+    }
+
+    /// Takes what can't be read for damaged up to the end of the segment at hand: for use after steps failed for long.
+    pub fn give_up_segment(&mut self) {
+        self.reading = Reading::Lossy;
+        // Opened again, at the same place.
+        self.cursor = None;
     }
 
     /// The next record, in order.
@@ -80,13 +82,21 @@ impl Reader {
     pub fn step(&mut self) -> Result<Step, Error> {
         loop {
             let Some(cursor) = &mut self.cursor else {
-                let Some(entry) = self.shared.segment_with(self.place) else { return Ok(Step::End) };
+                let entry = match self.behind {
+                    Some(id) => self.shared.segment_behind(id),
+                    None => self.shared.segment_with(self.place),
+                };
+                let Some(entry) = entry else { return Ok(Step::End) };
                 if let Some(damage) = self.enter(entry)? {
+                    self.shared.note(&damage);
                     return Ok(Step::Damaged(damage));
                 }
                 continue;
             };
             if let Some(step) = cursor.step(&mut self.place)? {
+                if let Step::Damaged(damage) = &step {
+                    self.shared.note(damage);
+                }
                 return Ok(step);
             }
             // At the end of what was known of this segment: it may have grown, or been sealed.
@@ -94,132 +104,125 @@ impl Reader {
                 Some(info) if info.end > cursor.groups.end => cursor.grow(info),
                 Some(info) if !info.sealed => return Ok(Step::End),
                 _ => {
-                    let id = cursor.info.id;
-                    self.place = self.place.max(cursor.info.next_record);
-                    self.cursor = None;
-                    let Some(entry) = self.shared.segment_behind(id) else { return Ok(Step::End) };
-                    if let Some(damage) = self.enter(entry)? {
-                        return Ok(Step::Damaged(damage));
-                    }
+                    let info = cursor.info;
+                    self.leave(info);
                 }
             }
         }
     }
 
-    /// Goes to the head of a segment; returns what is missing before it.
+    /// Goes to the head of a segment, or over what is missing before it, which is returned.
     fn enter(&mut self, Entry { info, missing }: Entry) -> Result<Option<Damage>, Error> {
-        match Cursor::open(&self.shared, info) {
-            Ok(cursor) => self.cursor = Some(cursor),
-            // It was reclaimed between the look into the catalogue and here: the next look finds another.
-            Err(error) if error.is_not_found() && self.shared.segment(info.id).is_none() => return Ok(None),
-            Err(error) => return Err(error),
+        let missing = Damage::missing(info.id, missing).from(self.place).filter(|damage| !damage.records.is_empty());
+        if let Some(damage) = missing {
+            self.place = damage.records.end;
+            return Ok(Some(damage));
         }
-        let lost = missing.start.max(self.place)..missing.end;
-        self.place = self.place.max(info.first_record);
-        Ok((!lost.is_empty()).then_some(Damage { segment: info.id, records: lost, offset: 0 }))
+        match Cursor::open(&self.shared, info, self.reading) {
+            Ok(cursor) => {
+                self.place = self.place.max(info.first_record);
+                self.cursor = Some(cursor);
+                self.behind = None;
+                Ok(None)
+            }
+            // It was reclaimed between the look into the catalogue and here: the next look finds another.
+            Err(error) if error.is_not_found() && self.shared.segment(info.id).is_none() => Ok(None),
+            Err(_) if self.reading == Reading::Lossy && info.sealed => {
+                let lost = pieces::whole(&info).from(self.place).filter(|damage| !damage.records.is_empty());
+                self.leave(info);
+                Ok(lost)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Goes on in the segment behind.
+    fn leave(&mut self, info: SegmentInfo) {
+        self.place = self.place.max(info.next_record);
+        self.cursor = None;
+        self.behind = Some(info.id);
+        self.reading = self.usual;
     }
 }
 
 impl Cursor {
-    fn open(shared: &Shared, info: SegmentInfo) -> Result<Self, Error> {
-        let file = SegmentFile::open(shared, &info)?;
-        Ok(Self { info, file, groups: info.groups(), group: None })
+    fn open(shared: &Shared, info: SegmentInfo, reading: Reading) -> Result<Self, Error> {
+        let file = SegmentFile::open(shared, &info, reading)?;
+        let groups = info.groups();
+        Ok(Self { info, file, groups, pieces: VecDeque::new(), next: info.first_record, losses: None })
     }
 
     fn grow(&mut self, info: SegmentInfo) {
         self.groups.end = info.end;
         self.info = info;
+        self.losses = None;
     }
 
     /// The next record at or above `place` in what is known of this segment, or damage; `None` at its end.
     fn step(&mut self, place: &mut u64) -> Result<Option<Step>, Error> {
         loop {
-            if let Some(group) = &mut self.group {
-                match group.step(self.info.id, place) {
-                    Some(step) => return Ok(Some(step)),
-                    None => self.group = None,
+            while let Some(piece) = self.pieces.pop_front() {
+                match piece {
+                    Piece::Record(record) if record.number >= *place => {
+                        *place = record.number + 1;
+                        return Ok(Some(Step::Record(record)));
+                    }
+                    Piece::Lost(damage) => {
+                        if let Some(damage) = damage.from(*place) {
+                            *place = damage.records.end;
+                            return Ok(Some(Step::Damaged(damage)));
+                        }
+                    }
+                    Piece::Record(_) | Piece::Purged(..) => {}
                 }
             }
+            *place = self.next.max(*place);
             let before = self.groups.clone();
-            let lost = match self.groups.next(&self.file)? {
-                Some(Found { at, group, lost }) => {
-                    self.open_group(at, &group, *place)?;
-                    lost
-                }
-                None if before.offset < before.end => {
-                    // Nothing good is left up to the end.
-                    self.groups.finish(self.info.next_sequence, self.info.next_record);
-                    Some((before.offset, before.record..self.info.next_record))
-                }
-                None => return Ok(None),
-            };
-            if let Some((offset, records)) = lost {
-                let records = records.start.max(*place)..records.end;
-                if !records.is_empty() {
-                    *place = records.end;
-                    return Ok(Some(Step::Damaged(Damage { segment: self.info.id, records, offset })));
-                }
-            }
-        }
-    }
-
-    fn open_group(&mut self, at: u64, group: &Group, place: u64) -> Result<(), Error> {
-        if group.tally.records > 0 && group.next_record > place {
-            let frames = match self.file.records(at, group) {
-                Ok(frames) => frames,
+            match self.load(*place) {
+                Ok(true) => {}
+                Ok(false) => return Ok(None),
                 Err(error) => {
                     // The same step may be made again: nothing of it was taken.
-                    self.groups.rewind(at, group);
+                    self.groups = before;
                     return Err(error);
                 }
-            };
-            let (left, record, next) = (group.tally.records, group.first_record, group.next_record);
-            self.group = Some(OpenGroup { frames, at, left, record, next });
+            }
         }
-        Ok(())
     }
-}
 
-impl OpenGroup {
-    /// The next record at or above `place`, or damage; `None` at the end of the group.
-    fn step(&mut self, segment: u64, place: &mut u64) -> Option<Step> {
-        let damaged = |records: Range<u64>, offset| Some(Step::Damaged(Damage { segment, records, offset }));
-        let mut damage_met = false;
-        while let Some(frame) = self.frames.next() {
-            let Ok(frame) = frame else {
-                damage_met = true;
-                continue;
-            };
-            if !frame.head.kind.is_none_or(Kind::is_record) {
-                continue;
+    /// Reads the next group with something at or above `place`, or the next stretch; false at the end.
+    fn load(&mut self, place: u64) -> Result<bool, Error> {
+        match self.groups.next(&self.file)? {
+            Some(Found { at, group, lost: Some(stretch) }) => {
+                // Behind it, the group is found again.
+                self.load_stretch(&stretch, place)?;
+                self.groups.rewind(at, &group);
             }
-            let number = frame.head.number;
-            let lost = self.record.max(*place)..number;
-            if damage_met && !lost.is_empty() {
-                // Behind what is lost, this frame is met again.
-                self.record = number;
-                *place = number;
-                self.frames.rewind(&frame);
-                return damaged(lost, self.at);
+            Some(Found { at, group, lost: None }) => {
+                if group.tally.records > 0 && group.next_record > place {
+                    self.pieces = pieces::in_group(&self.file, at, &group)?;
+                }
+                self.next = group.next_record;
             }
-            self.record = self.record.max(number.saturating_add(1));
-            self.left = self.left.saturating_sub(1);
-            if number < *place {
-                continue;
-            }
-            *place = self.record;
-            if frame.head.purged {
-                continue;
-            }
-            return match frame.record() {
-                Ok(record) => Some(Step::Record(record)),
-                Err(_) => damaged(number..self.record, frame.offset),
-            };
+            None => match self.groups.finish(self.info.next_sequence, self.info.next_record) {
+                Some(stretch) => self.load_stretch(&stretch, place)?,
+                None => return Ok(false),
+            },
         }
-        // Numbers may be missing in a group that recovery wrote; records are missing only if fewer came than it counts.
-        let lost = self.record.max(*place)..self.next;
-        *place = self.next.max(*place);
-        if std::mem::take(&mut self.left) > 0 && !lost.is_empty() { damaged(lost, self.at) } else { None }
+        Ok(true)
+    }
+
+    fn load_stretch(&mut self, stretch: &Stretch, place: u64) -> Result<(), Error> {
+        if stretch.records.end > place {
+            if self.losses.is_none() {
+                self.losses = Some(Losses::of(&self.file, &self.info)?);
+            }
+            if let Some(losses) = &self.losses {
+                self.pieces = pieces::in_stretch(&self.file, stretch, losses)?;
+            }
+        }
+        self.next = stretch.records.end;
+        Ok(())
     }
 }
 
@@ -235,25 +238,21 @@ impl Shared {
     fn segment_with(&self, place: u64) -> Option<Entry> {
         let segments = self.lock();
         let index = segments.partition_point(|segment| segment.next_record <= place);
-        Entry::at(&segments, index.min(segments.len().saturating_sub(1)))
+        self.entry(&segments, index.min(segments.len().saturating_sub(1)))
     }
 
-    fn segment(&self, id: u64) -> Option<SegmentInfo> {
+    pub(super) fn segment(&self, id: u64) -> Option<SegmentInfo> {
         let segments = self.lock();
         segments.binary_search_by_key(&id, |segment| segment.id).ok().map(|index| segments[index])
     }
 
     fn segment_behind(&self, id: u64) -> Option<Entry> {
         let segments = self.lock();
-        Entry::at(&segments, segments.partition_point(|segment| segment.id <= id))
+        self.entry(&segments, segments.partition_point(|segment| segment.id <= id))
     }
-}
 
-impl Entry {
-    fn at(segments: &[SegmentInfo], index: usize) -> Option<Self> {
+    fn entry(&self, segments: &[SegmentInfo], index: usize) -> Option<Entry> {
         let info = *segments.get(index)?;
-        let before = index.checked_sub(1).map(|before| segments[before]);
-        let missing = before.map_or(0..0, |before| before.missing_behind(&info));
-        Some(Self { info, missing })
+        Some(Entry { info, missing: self.missing_at(segments, index) })
     }
 }

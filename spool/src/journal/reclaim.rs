@@ -1,6 +1,6 @@
 //! Which segments may go.
 
-use super::{SegmentInfo, Writer};
+use super::{SegmentInfo, Writer, quarantine};
 use crate::{Error, segment};
 
 /// What is worth keeping although no backend needs it any more.
@@ -51,12 +51,24 @@ impl Writer {
         let segments = shared.segments();
         // As long as the segment being written holds no group, the checkpoint that says so is in an older one.
         let count = if self.has_begun() { choose(&segments, lowest, keep) } else { 0 };
+        if count > 0 {
+            // The checkpoint, where commits are not synced.
+            self.sync()?;
+        }
         let mut reclaimed = Reclaimed::default();
         for info in &segments[..count] {
             let path = segment::path(&shared.inner.dir, info.id);
             // Out of the catalogue first: a reader that comes now must not meet a file that is about to go.
             shared.lock().retain(|segment| segment.id != info.id);
-            match shared.inner.disk.remove(&path) {
+            match quarantine::keep_if_damaged(&shared, info) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => {
+                    shared.lock().insert(0, *info);
+                    return Err(error);
+                }
+            }
+            match self.retire(&path, info) {
                 Ok(()) => {}
                 // It went in an attempt that was reported as failed.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -70,8 +82,7 @@ impl Writer {
             reclaimed.bytes += info.file_bytes;
         }
         if count > 0 {
-            let dir = &shared.inner.dir;
-            shared.inner.disk.sync_dir(dir).map_err(|source| Error::io("sync", dir, source))?;
+            self.sync_retired()?;
         }
         Ok(reclaimed)
     }

@@ -9,19 +9,23 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::scan::{Found, Frames, Groups, SegmentFile};
+use super::pieces::{self, Piece};
+use super::quarantine;
+use super::scan::{Found, Frames, Groups, SegmentFile, Stretch};
+use super::spare::{self, Spares};
 use super::writer::{Start, Writer, seal};
 use super::{Damage, Draft, Inspected, Opened, Options, SegmentInfo, Shared};
 use crate::disk::Disk;
+use crate::disk::lossy::Lossy;
 use crate::envelope::Kind;
 use crate::frame::{self, Record};
-use crate::group::Group;
+use crate::group::{self, Group};
 use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
 use crate::{Error, Now, Stream};
 
-/// Where torn groups are kept, beside the segments.
-const QUARANTINE: &str = "quarantine";
+/// How much is kept of a torn group of unknown length where old bytes lie behind it.
+const TORN_RECYCLED: u64 = 1 << 20;
 
 /// What a start found and did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,10 +59,17 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     for path in &found.unfinished {
         disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
     }
+    let wanted = options.kept_back;
+    let mut spares = Spares::find(Arc::clone(&disk), dir, &found.names, wanted, options.segment_bytes)?;
+    spares.trim()?;
     let highest_id = found.highest_id;
     let highest_epoch = found.segments.iter().map(|segment| segment.header.epoch).max().unwrap_or(0);
 
     recovery.clean = found.segments.last().is_none_or(|segment| segment.footer.is_some());
+    // Groups that were not synced one by one may be gone without a trace, with the numbers of their records: as many as
+    // fit a segment, because each was synced when the next was begun. A last one without groups may be gone too.
+    let unsynced = found.segments.last().filter(|segment| segment.header.relaxed);
+    let unsynced_records = unsynced.map_or(0, |segment| segment.length.max(options.segment_bytes) / frame::HEAD as u64);
     let tail = take_tail(&mut found.segments, &mut |path| {
         disk.remove(path).map_err(|source| Error::io("remove", path, source))
     })?;
@@ -69,17 +80,24 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let closings = plan(found.segments, tail)?;
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
     let mut state = fold(&closings, &doubtful, &mut recovery)?;
-    report_damage(&closings, &infos, state.lowest_needed().unwrap_or(0), &mut recovery);
+    let lowest = state.lowest_needed();
+    let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos.clone(), lowest);
+    report_damage(&closings, &shared, lowest.unwrap_or(0), &mut recovery);
+    *shared.quarantined() = quarantine::Files::find(&*disk, dir)?;
 
     let lost = found.lost;
     let next_record = infos.iter().map(|info| info.next_record).max().unwrap_or(1).saturating_add(lost.records);
-    let next_record = [next_record, options.record_floor, doubtful.next_record]
+    let next_record = next_record.max(doubtful.next_record).saturating_add(unsynced_records);
+    let next_record = [next_record, options.record_floor]
         .into_iter()
         .chain(state.accounts.values().map(crate::Account::seen))
         .fold(1, u64::max);
     let sequence = infos.iter().map(|info| info.next_sequence).max().unwrap_or(1).saturating_add(lost.groups);
 
-    let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos);
+    shared.finish_skipped(&mut state);
+    if lost.groups == 0 {
+        finish_unused(&mut state, &infos, &doubtful, next_record);
+    }
     recovery.rewritten = doubtful.records.len() as u64;
     // The wall clock makes it unknown beforehand to whoever sends payloads, so that none can hold bytes with valid
     // checksums of this journal.
@@ -97,9 +115,10 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
         state: state.clone(),
         rewrite: doubtful.records,
     };
-    let writer = Writer::begin(shared.clone(), options, start)?;
+    let mut writer = Writer::begin(shared.clone(), options, spares, start)?;
     // Only now: until the rewritten records were synced, the old segments held their only copy.
-    close(&*disk, dir, &shared, &closings)?;
+    close(&*disk, &mut writer, &closings)?;
+    shared.limit_quarantine()?;
     Ok(Opened { writer, shared, state, recovery })
 }
 
@@ -113,9 +132,15 @@ pub(super) fn inspect(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Resu
     }
     let closings = plan(found.segments, tail)?;
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
-    let state = fold(&closings, &Doubtful::default(), &mut recovery)?;
-    report_damage(&closings, &infos, state.lowest_needed().unwrap_or(0), &mut recovery);
-    Ok(Inspected { shared: Shared::new(disk, dir.to_path_buf(), infos), state, damage: recovery.damage })
+    let mut state = fold(&closings, &Doubtful::default(), &mut recovery)?;
+    let lowest = state.lowest_needed();
+    let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos, lowest);
+    *shared.quarantined() = quarantine::Files::find(&*disk, dir)?;
+    report_damage(&closings, &shared, lowest.unwrap_or(0), &mut recovery);
+    shared.finish_skipped(&mut state);
+    let spares = Spares::find(disk, dir, &found.names, options.kept_back, options.segment_bytes)?;
+    shared.note_kept_back(&spares);
+    Ok(Inspected { shared, state, damage: recovery.damage })
 }
 
 /// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and
@@ -145,6 +170,8 @@ struct FoundSegments {
     /// Readable ones, ascending.
     segments: Vec<Segment>,
     highest_id: u64,
+    /// All names in the directory.
+    names: Vec<String>,
     /// Segments that a start was making when it was cut short.
     unfinished: Vec<PathBuf>,
     /// What unreadable segments behind the last readable one can have held at most.
@@ -190,8 +217,9 @@ fn find(disk: &dyn Disk, dir: &Path, options: Options, recovery: &mut Recovery) 
             }
         }
     }
-    let unfinished = names.iter().filter(|name| segment::is_unfinished(name)).map(|name| dir.join(name)).collect();
-    Ok(FoundSegments { segments, highest_id: ids.last().copied().unwrap_or(0), unfinished, lost })
+    let is_unfinished = |name: &&String| segment::is_unfinished(name) || spare::is_unfinished(name);
+    let unfinished = names.iter().filter(is_unfinished).map(|name| dir.join(name)).collect();
+    Ok(FoundSegments { segments, highest_id: ids.last().copied().unwrap_or(0), names, unfinished, lost })
 }
 
 /// What came of opening a segment file.
@@ -204,10 +232,11 @@ enum Opening {
 impl Segment {
     fn open(disk: &dyn Disk, path: &Path, id: u64, options: Options) -> Result<Opening, Error> {
         let file = disk.open(path, false).map_err(|source| Error::io("open", path, source))?;
-        let ends = segment::read_ends(&*file, path)?;
+        let lossy = Lossy::new(file.into());
+        let ends = segment::read_ends(&lossy, path)?;
         let length = ends.length;
-        let mut file =
-            SegmentFile { file: file.into(), path: path.to_path_buf(), stamp: Stamp { segment: id, epoch: 0 } };
+        let stamp = Stamp { segment: id, epoch: 0 };
+        let mut file = SegmentFile { file: Arc::new(lossy.clone()), path: path.to_path_buf(), stamp, _lease: None };
         let (header, header_lost) = match ends.header {
             Ok(header) => (Some(header), false),
             Err(BadHeader::Newer(version)) => return Err(Error::Newer { path: path.to_path_buf(), version }),
@@ -217,6 +246,10 @@ impl Segment {
             Some(header) => {
                 file.stamp = header.stamp();
                 Opening::Readable(Box::new(Self { header, header_lost, footer: ends.footer, length, file }))
+            }
+            None if lossy.is_dead() => {
+                let source = std::io::Error::other("none of its blocks can be read; is the disk well?");
+                return Err(Error::io("read", path, source));
             }
             None => Opening::Unreadable { length },
         })
@@ -231,8 +264,8 @@ impl Segment {
                 break;
             }
             scan.settle_last(self.length);
-            if let Some((offset, records)) = lost {
-                scan.damage.push(Damage { segment: self.header.segment, records, offset });
+            if let Some(stretch) = lost {
+                scan.cross(&self.file, &stretch)?;
                 scan.footer.next_sequence = group.sequence;
                 scan.footer.next_record = group.first_record;
             }
@@ -242,8 +275,12 @@ impl Segment {
         Ok(scan)
     }
 
-    /// Whether there are bytes where the next group would begin, at `offset`, other than a footer's.
+    /// Whether there are bytes where the next group would begin, at `offset`, other than a footer's. In a recycled file
+    /// that can't be told, but for the first group, whose first block was made zero.
     fn is_written_at(&self, offset: u64) -> Result<bool, Error> {
+        if self.header.recycled && offset != BLOCK {
+            return Ok(false);
+        }
         let mut written = false;
         self.file.each_block(offset, self.length.min(offset.saturating_add(BLOCK)), |_, block| {
             written = !is_zero(block) && !Footer::begins(block);
@@ -253,27 +290,40 @@ impl Segment {
     }
 }
 
-/// What the header block said, from the footer or else from the first group that can be read: both repeat it.
+/// What the header block said, from the footer or else from the first group that can be read: both repeat it. But for
+/// its flags: the worst is assumed.
 fn header_from_rest(file: &SegmentFile, ends: &Ends, options: Options) -> Result<Option<Header>, Error> {
     if let (Some(footer), Some(stamp)) = (&ends.footer, ends.named) {
         let Footer { first_record, first_sequence, created, .. } = *footer;
-        let Stamp { segment, epoch } = stamp;
-        return Ok(Some(Header { stream: options.stream, segment, epoch, first_record, first_sequence, created }));
+        return Ok(Some(rebuilt(stamp, options, first_record, first_sequence, created)));
     }
     let mut header = None;
     file.each_block(BLOCK, ends.length, |at, block| {
         let stamp = Group::named_stamp(block).filter(|stamp| stamp.segment == file.stamp.segment);
         header = stamp.and_then(|stamp| {
             let group = Group::decode(block, stamp, at)?;
-            let Stamp { segment, epoch } = stamp;
             let Group { first_record, sequence: first_sequence, at: created, .. } = group;
             // Groups before this one are lost with the header: the walk begins with a sequence that skips to it.
             let first_sequence = first_sequence.saturating_sub((at - BLOCK) / BLOCK);
-            Some(Header { stream: options.stream, segment, epoch, first_record, first_sequence, created })
+            Some(rebuilt(stamp, options, first_record, first_sequence, created))
         });
         header.is_some()
     })?;
     Ok(header)
+}
+
+fn rebuilt(stamp: Stamp, options: Options, first_record: u64, first_sequence: u64, created: Now) -> Header {
+    Header {
+        stream: options.stream,
+        segment: stamp.segment,
+        epoch: stamp.epoch,
+        first_record,
+        first_sequence,
+        created,
+        // No record number must be used twice, whatever the header said.
+        recycled: true,
+        relaxed: true,
+    }
 }
 
 /// What a walk over an unsealed segment found.
@@ -291,6 +341,22 @@ impl Scan {
         if let Some(group) = self.last.take() {
             self.footer.add(&group, segment_bytes / 64);
         }
+    }
+
+    /// Counts what lies in a part without a group header that can be read: records by their own headers, and for each
+    /// that is missing one unit.
+    fn cross(&mut self, file: &SegmentFile, stretch: &Stretch) -> Result<(), Error> {
+        self.damage.push(Damage::of_facts(file.stamp.segment, stretch.bytes.start));
+        for piece in pieces::in_uncounted(file, stretch)? {
+            self.footer.tally += piece.tally();
+            if let Some(span) = piece.received() {
+                self.footer.received = self.footer.received.cover(span);
+            }
+            if let Piece::Lost(damage) = piece {
+                self.damage.push(damage);
+            }
+        }
+        Ok(())
     }
 
     /// Behind the last group, whether it counts or not.
@@ -337,7 +403,7 @@ fn each_good(file: &SegmentFile, offset: u64, group: &Group, mut show: impl FnMu
     let mut walk = |mut frames: Frames| {
         while let Some(frame) = frames.next() {
             // One that can't be read is missing in the caller's count.
-            if let Ok(record) = frame.and_then(|frame| frame.record()) {
+            if let Some(record) = frame.ok().and_then(|frame| frame.record().ok()) {
                 show(record);
             }
         }
@@ -375,15 +441,48 @@ impl Doubtful {
             let frames = (u64::from(group.controls) + group.tally.records).saturating_sub(good);
             torn = (frames > 0).then_some((frames, offset, group.extent()));
         }
-        // A group whose header did not get to the disk, behind one that did.
-        if torn.is_none() && segment.is_written_at(scan.end())? {
-            torn = Some((0, scan.end(), u64::MAX));
+        // A group whose header did not get to the disk, or rotted there, behind one that did.
+        let written = segment.is_written_at(scan.end())?;
+        let salvaged = (written || segment.header.recycled) && doubtful.salvage(segment, scan)?;
+        if written || salvaged {
+            // How long it was is not known.
+            let length = if segment.header.recycled { TORN_RECYCLED } else { u64::MAX };
+            torn = Some(torn.map_or((0, scan.end(), length), |(frames, offset, _)| (frames, offset, length)));
         }
         if let Some((frames, offset, length)) = torn {
-            let kept_in = quarantine(disk, dir, segment, offset, length)?;
+            let kept_in = keep_torn(disk, dir, segment, offset, length)?;
             recovery.torn = Some(Torn { frames, kept_in });
         }
         Ok(doubtful)
+    }
+
+    /// Takes what can be read behind the last group header that can; false when that is nothing.
+    fn salvage(&mut self, segment: &Segment, scan: &Scan) -> Result<bool, Error> {
+        let from = scan.end() + group::HEAD as u64;
+        if from >= segment.length {
+            return Ok(false);
+        }
+        let before = self.controls.len() + self.records.len();
+        let first = self.next_record.max(scan.footer.next_record);
+        let fit = (segment.length - from) / frame::HEAD as u64;
+        let mut frames = segment.file.frames(from..segment.length, first..first.saturating_add(fit))?;
+        let mut in_a_row = true;
+        while let Some(frame) = frames.next() {
+            let Ok(frame) = frame else {
+                in_a_row = false;
+                continue;
+            };
+            // A fact has no number that would show whether it was of this group. Behind the first block there may be
+            // those of one that was refused; those that stand first in a row are of the last write.
+            in_a_row &= !frame.head.is_record();
+            if let Ok(record) = frame.record()
+                && (in_a_row || frame.head.is_record())
+            {
+                self.next_record = self.next_record.max(frame.head.number.saturating_add(1));
+                self.take(record);
+            }
+        }
+        Ok(self.controls.len() + self.records.len() > before)
     }
 
     fn take(&mut self, record: Record) {
@@ -401,10 +500,8 @@ fn is_zero(block: &[u8]) -> bool {
 }
 
 /// Copies a torn group of `length` bytes at most, as it lies there, to where it is out of the way.
-fn quarantine(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length: u64) -> Result<PathBuf, Error> {
-    let into = dir.join(QUARANTINE);
-    disk.create_dir(&into).map_err(|source| Error::io("create", &into, source))?;
-    disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
+fn keep_torn(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length: u64) -> Result<PathBuf, Error> {
+    let into = quarantine::make(disk, dir)?;
     let path = into.join(format!("{:016x}-{offset:x}.group", segment.header.segment));
     let file = match disk.create(&path) {
         // A start that was cut short had copied it already.
@@ -439,9 +536,15 @@ impl Closing {
         SegmentInfo::sealed(self.segment.header.stamp(), &self.footer, self.segment.length)
     }
 
-    /// Whether there is nothing in it that anybody could miss.
-    fn is_void(&self) -> bool {
-        self.footer.groups == 0 && self.damage.is_empty()
+    /// Whether there is nothing in it that anybody could miss: its facts are in the new checkpoint. Its sequences will be
+    /// missing, which tells nothing as long as no record number is missing between its neighbours.
+    fn is_void(&self, shared: &Shared) -> bool {
+        let Footer { first_record, next_record, groups, .. } = self.footer;
+        let segments = shared.lock();
+        let at = segments.partition_point(|segment| segment.id < self.segment.header.segment);
+        let before = at.checked_sub(1).map_or(first_record, |before| segments[before].next_record);
+        let behind = segments.get(at + 1).map_or(next_record, |behind| behind.first_record);
+        self.damage.is_empty() && (groups == 0 || before == behind)
     }
 }
 
@@ -472,14 +575,16 @@ fn plan(segments: Vec<Segment>, tail: Option<(Segment, Scan)>) -> Result<Vec<Clo
     Ok(closings)
 }
 
-/// Seals what is still open, and removes what would be an empty segment then.
-fn close(disk: &dyn Disk, dir: &Path, shared: &Shared, closings: &[Closing]) -> Result<(), Error> {
+/// Seals what is still open. A segment that would hold no record then goes, with all the space that it was allotted: so
+/// a daemon that is killed again and again on a full disk does not run out of what it keeps back.
+fn close(disk: &dyn Disk, writer: &mut Writer, closings: &[Closing]) -> Result<(), Error> {
+    let shared = writer.shared().clone();
     let mut removed = false;
     for closing in closings.iter().filter(|closing| closing.segment.footer.is_none()) {
         let path = &closing.segment.file.path;
         let id = closing.segment.header.segment;
-        if closing.is_void() {
-            disk.remove(path).map_err(|source| Error::io("remove", path, source))?;
+        if closing.is_void(&shared) {
+            writer.retire(path, &closing.info()).map_err(|source| Error::io("remove", path, source))?;
             shared.lock().retain(|entry| entry.id != id);
             removed = true;
             continue;
@@ -493,27 +598,29 @@ fn close(disk: &dyn Disk, dir: &Path, shared: &Shared, closings: &[Closing]) -> 
             *entry = SegmentInfo { file_bytes, ..*entry };
         }
     }
-    if removed {
-        disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
-    }
-    Ok(())
+    if removed { writer.sync_retired() } else { Ok(()) }
 }
 
 /// What is missing from the lowest record that anybody needs on.
-fn report_damage(closings: &[Closing], infos: &[SegmentInfo], lowest: u64, recovery: &mut Recovery) {
+fn report_damage(closings: &[Closing], shared: &Shared, lowest: u64, recovery: &mut Recovery) {
     for closing in closings {
         recovery.damage.extend(closing.damage.iter().cloned());
         if closing.segment.header_lost {
-            recovery.damage.push(damaged_fact(closing.segment.header.segment, 0));
+            recovery.damage.push(Damage::of_facts(closing.segment.header.segment, 0));
         }
     }
-    for pair in infos.windows(2) {
-        let missing = pair[0].missing_behind(&pair[1]);
-        let records = missing.start.max(lowest)..missing.end;
-        if !records.is_empty() {
-            recovery.damage.push(Damage { segment: pair[1].id, records, offset: 0 });
-        }
+    recovery.damage.extend(shared.missing(lowest));
+    recovery.damage.iter().for_each(|damage| shared.note(damage));
+}
+
+/// Finishes the numbers that this start skips: a place then stands at a record that exists, or at the end.
+fn finish_unused(state: &mut State, infos: &[SegmentInfo], doubtful: &Doubtful, next_record: u64) {
+    let Some(mut unused) = infos.last().map(|info| info.next_record) else { return };
+    for (number, _) in &doubtful.records {
+        state.finish_unused(unused..*number);
+        unused = number + 1;
     }
+    state.finish_unused(unused..next_record);
 }
 
 /// The last checkpoint with everything behind it.
@@ -541,30 +648,47 @@ fn fold(closings: &[Closing], doubtful: &Doubtful, recovery: &mut Recovery) -> R
 /// The controls and checkpoints of a segment, in order, and the running clock of its last group.
 fn read_facts(closing: &Closing, recovery: &mut Recovery) -> Result<(Vec<Record>, u64), Error> {
     let file = &closing.segment.file;
-    let mut facts = Vec::new();
+    let info = closing.info();
+    let mut facts = Facts::default();
     let mut clock_ms = 0;
-    let mut groups = closing.info().groups();
-    while let Some(Found { at, group, .. }) = groups.next(file)? {
+    let mut groups = info.groups();
+    loop {
+        let found = groups.next(file)?;
+        let lost = match &found {
+            Some(found) => found.lost.clone(),
+            None => groups.finish(info.next_sequence, info.next_record),
+        };
+        if let Some(stretch) = lost {
+            // How many there were, the header of their group said.
+            facts.take(file.frames(stretch.bytes, stretch.records)?);
+        }
+        let Some(Found { at, group, .. }) = found else { return Ok((facts.good, clock_ms)) };
         clock_ms = group.at.clock_ms;
-        if group.controls > 0 {
-            let mut frames = file.facts(at, &group)?;
-            let mut good = 0;
-            while let Some(frame) = frames.next() {
-                if let Ok(record) = frame.and_then(|frame| frame.record()) {
-                    good += 1;
-                    facts.push(record);
-                }
-            }
-            if good < group.controls {
-                recovery.damage.push(damaged_fact(closing.segment.header.segment, at));
-            }
+        if group.controls > 0 && facts.take(file.facts(at, &group)?) < u64::from(group.controls) {
+            recovery.damage.push(Damage::of_facts(info.id, at));
         }
     }
-    Ok((facts, clock_ms))
 }
 
-fn damaged_fact(segment: u64, offset: u64) -> Damage {
-    Damage { segment, records: 0..0, offset }
+/// Controls and checkpoints in order.
+#[derive(Debug, Default)]
+struct Facts {
+    good: Vec<Record>,
+}
+
+impl Facts {
+    /// Takes those that can be read, and says how many that are.
+    fn take(&mut self, mut frames: Frames) -> u64 {
+        let before = self.good.len();
+        while let Some(frame) = frames.next() {
+            if let Some(record) =
+                frame.ok().filter(|frame| !frame.head.is_record()).and_then(|frame| frame.record().ok())
+            {
+                self.good.push(record);
+            }
+        }
+        (self.good.len() - before) as u64
+    }
 }
 
 fn apply(state: &mut State, record: &Record, recovery: &mut Recovery) {
@@ -573,6 +697,6 @@ fn apply(state: &mut State, record: &Record, recovery: &mut Recovery) {
         _ => Control::decode(&record.payload).map(|controls| controls.iter().for_each(|control| state.apply(control))),
     };
     if applied.is_err() {
-        recovery.damage.push(damaged_fact(0, 0));
+        recovery.damage.push(Damage::of_facts(0, 0));
     }
 }

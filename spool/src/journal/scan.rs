@@ -1,6 +1,5 @@
 //! Walking the groups of one segment by their headers.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,10 +8,11 @@ use bytes::Bytes;
 
 use super::{SegmentInfo, Shared};
 use crate::disk::DiskFile;
+use crate::disk::lossy::Lossy;
 use crate::frame::{self, Bad, Head, Record};
 use crate::group::{self, Group};
 use crate::segment::{BLOCK, BLOCK_LEN, Stamp};
-use crate::{Error, Kind, Tally, segment};
+use crate::{Error, segment};
 
 /// No record has a higher number; far above what any journal reaches, and sums stay below 2^64.
 const NUMBER_MAX: u64 = 1 << 62;
@@ -20,19 +20,75 @@ const NUMBER_MAX: u64 = 1 << 62;
 /// How much is read at once when looking for the next group behind damage.
 const SEARCH_BYTES: usize = 1 << 20;
 
+/// Says that somebody reads a segment.
+#[derive(Debug)]
+pub(super) struct Lease {
+    shared: Shared,
+    segment: u64,
+}
+
+impl Lease {
+    fn take(shared: &Shared, segment: u64) -> Self {
+        *shared.leases().entry(segment).or_insert(0) += 1;
+        Self { shared: shared.clone(), segment }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut leases = self.shared.leases();
+        if let Some(count) = leases.get_mut(&self.segment) {
+            *count -= 1;
+            if *count == 0 {
+                leases.remove(&self.segment);
+            }
+        }
+    }
+}
+
 /// An open segment, and what is needed to check its bytes.
 #[derive(Debug, Clone)]
 pub(super) struct SegmentFile {
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) path: PathBuf,
     pub(super) stamp: Stamp,
+    /// While it is held, the file is not used again for another segment.
+    pub(super) _lease: Option<Arc<Lease>>,
+}
+
+/// What becomes of a block that can't be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// An error, which may pass.
+    Strict,
+    /// Damage.
+    Lossy,
 }
 
 impl SegmentFile {
-    pub(super) fn open(shared: &Shared, info: &SegmentInfo) -> Result<Self, Error> {
+    /// Opens a segment to read it.
+    ///
+    /// # Errors
+    /// `NotFound` when it was reclaimed meanwhile.
+    pub(super) fn open(shared: &Shared, info: &SegmentInfo, reading: Reading) -> Result<Self, Error> {
         let path = segment::path(&shared.inner.dir, info.id);
+        let lease = Lease::take(shared, info.id);
         let file = shared.inner.disk.open(&path, false).map_err(|source| Error::io("open", &path, source))?;
-        Ok(Self { file: file.into(), path, stamp: info.stamp() })
+        // Who takes a segment off the catalogue looks at the leases afterwards. So either that is seen here, or the
+        // lease was seen there.
+        if shared.segment(info.id).is_none() {
+            return Err(Error::io("open", &path, std::io::ErrorKind::NotFound.into()));
+        }
+        let file = Self { file: file.into(), path, stamp: info.stamp(), _lease: Some(Arc::new(lease)) };
+        Ok(match reading {
+            Reading::Strict => file,
+            Reading::Lossy => file.lossy(),
+        })
+    }
+
+    /// The same, read around what can't be read.
+    pub(super) fn lossy(self) -> Self {
+        Self { file: Arc::new(Lossy::new(self.file)), ..self }
     }
 
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
@@ -90,23 +146,26 @@ impl SegmentFile {
 
     /// The record frames of the group at `offset`.
     pub(super) fn records(&self, offset: u64, group: &Group) -> Result<Frames, Error> {
+        let from = offset + group::HEAD as u64;
         let skip = group.controls_len.min(group.length);
-        self.frames(offset, skip..group.length, group.first_record..group.next_record)
+        self.frames(from + skip..from + group.length, group.first_record..group.next_record)
     }
 
     /// The control and checkpoint frames of the group at `offset`.
     pub(super) fn facts(&self, offset: u64, group: &Group) -> Result<Frames, Error> {
-        self.frames(offset, 0..group.controls_len.min(group.length), 0..0)
+        let from = offset + group::HEAD as u64;
+        self.frames(from..from + group.controls_len.min(group.length), 0..0)
     }
 
-    fn frames(&self, offset: u64, part: Range<u64>, numbers: Range<u64>) -> Result<Frames, Error> {
-        let offset = offset + group::HEAD as u64 + part.start;
+    /// All frames in a part of the file, those of records with a number in `numbers`.
+    pub(super) fn frames(&self, part: Range<u64>, numbers: Range<u64>) -> Result<Frames, Error> {
         let length =
             usize::try_from(part.end - part.start).expect("a group that fits a file that was read fits memory");
         let mut bytes = vec![0; length];
-        let filled = self.read(&mut bytes, offset)?;
+        let filled = self.read(&mut bytes, part.start)?;
         bytes.truncate(filled);
-        Ok(Frames { bytes: bytes.into(), from: 0, offset, stamp: self.stamp, numbers })
+        let is_cut = filled < length;
+        Ok(Frames { bytes: bytes.into(), from: 0, offset: part.start, is_cut, stamp: self.stamp, numbers })
     }
 }
 
@@ -131,8 +190,16 @@ pub(super) struct Groups {
 pub(super) struct Found {
     pub(super) at: u64,
     pub(super) group: Group,
-    /// When there was damage before it: where that began, and the records that were in it.
-    pub(super) lost: Option<(u64, Range<u64>)>,
+    /// What can't be read before it.
+    pub(super) lost: Option<Stretch>,
+}
+
+/// A part of a segment in which no group header can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub(super) bytes: Range<u64>,
+    /// Numbers of the records in it.
+    pub(super) records: Range<u64>,
 }
 
 impl Groups {
@@ -152,16 +219,19 @@ impl Groups {
                 None => return Ok(None),
             },
         };
-        let lost = (at != self.offset).then_some((self.offset, self.record..group.first_record));
+        let lost =
+            (at != self.offset).then_some(Stretch { bytes: self.offset..at, records: self.record..group.first_record });
         self.offset = at + group.extent();
         self.sequence = group.sequence.saturating_add(1);
         self.record = group.next_record;
         Ok(Some(Found { at, group, lost }))
     }
 
-    /// Goes on behind all that can't be read, up to the end.
-    pub(super) fn finish(&mut self, next_sequence: u64, next_record: u64) {
-        (self.offset, self.sequence, self.record) = (self.end, next_sequence, next_record);
+    /// What lies between here and the end, in which there is no group that can be read; goes on behind it.
+    pub(super) fn finish(&mut self, next_sequence: u64, next_record: u64) -> Option<Stretch> {
+        let rest = Stretch { bytes: self.offset..self.end, records: self.record..next_record.max(self.record) };
+        (self.offset, self.sequence, self.record) = (self.end, next_sequence, rest.records.end);
+        (!rest.bytes.is_empty()).then_some(rest)
     }
 
     /// Goes back to a group, to find it again.
@@ -181,7 +251,7 @@ impl Groups {
     }
 }
 
-/// Some frames of one group, in order.
+/// Some frames of a segment, in order.
 #[derive(Debug)]
 pub(super) struct Frames {
     bytes: Bytes,
@@ -189,6 +259,8 @@ pub(super) struct Frames {
     from: usize,
     /// Where `bytes` lie in the segment.
     offset: u64,
+    /// The file ends before they do.
+    is_cut: bool,
     stamp: Stamp,
     /// Numbers that the records to come can have.
     numbers: Range<u64>,
@@ -211,44 +283,36 @@ impl Frame {
 }
 
 impl Frames {
-    /// The next frame, `None` behind the last; `Err` where a header is damaged. The walk then goes on at the next good
-    /// header of a record, if there is one.
-    pub(super) fn next(&mut self) -> Option<Result<Frame, Bad>> {
+    /// The next frame, `None` behind the last; `Err` where a header is damaged, with the place. The walk then goes on at
+    /// the next good header, if there is one.
+    pub(super) fn next(&mut self) -> Option<Result<Frame, u64>> {
         if self.from >= self.bytes.len() {
-            return None;
+            return std::mem::take(&mut self.is_cut).then(|| Err(self.place()));
         }
-        let head = match self.head() {
-            Ok(head) => head,
-            Err(bad) => {
-                self.skip_to_good();
-                return Some(Err(bad));
-            }
+        let Some(head) = self.head() else {
+            let at = self.place();
+            self.skip_to_good();
+            return Some(Err(at));
         };
         let length = usize::try_from(head.length()).unwrap_or(usize::MAX);
         let to = self.from.saturating_add(length).min(self.bytes.len());
         let frame = Frame { head, bytes: self.bytes.slice(self.from..to), offset: self.place(), stamp: self.stamp };
         self.from = to;
-        if head.kind.is_none_or(Kind::is_record) {
-            self.numbers.start = self.numbers.start.max(head.number.saturating_add(1));
+        if head.is_record() {
+            self.numbers.start = head.number.saturating_add(1);
         }
         Some(Ok(frame))
     }
 
-    /// Goes back to a frame of this walk, to return it again.
-    pub(super) fn rewind(&mut self, frame: &Frame) {
-        self.from = usize::try_from(frame.offset - self.offset).expect("an offset into bytes in memory");
-        self.numbers.start = frame.head.number;
-    }
-
-    fn place(&self) -> u64 {
+    /// Where the next frame begins, or the last one ended.
+    pub(super) fn place(&self) -> u64 {
         self.offset + self.from as u64
     }
 
-    fn head(&self) -> Result<Head, Bad> {
-        let head = Head::decode(&self.bytes[self.from..], self.stamp, self.place())?;
+    fn head(&self) -> Option<Head> {
+        let head = Head::decode(&self.bytes[self.from..], self.stamp, self.place()).ok()?;
         // Numbers rise inside a group, and stay inside it.
-        let is_record = head.kind.is_some_and(Kind::is_record);
-        if is_record && !self.numbers.contains(&head.number) { Err(Bad::Head) } else { Ok(head) }
+        (!head.is_record() || self.numbers.contains(&head.number)).then_some(head)
     }
 
     fn skip_to_good(&mut self) {
@@ -257,83 +321,9 @@ impl Frames {
         loop {
             self.from = self.from.saturating_add(STEP).min(self.bytes.len());
             let rest = &self.bytes[self.from..];
-            if rest.is_empty() || (Head::may_begin(rest, &self.numbers) && self.head().is_ok()) {
+            if rest.is_empty() || (Head::may_begin(rest, &self.numbers) && self.head().is_some()) {
                 return;
             }
         }
     }
-}
-
-/// What `info` holds from each of `places` on, which lie inside it, ascending.
-pub(super) fn tallies_from(
-    shared: &Shared,
-    info: &SegmentInfo,
-    places: &BTreeSet<u64>,
-) -> Result<Vec<(u64, Tally)>, Error> {
-    let file = SegmentFile::open(shared, info)?;
-    let index =
-        if info.sealed { segment::read_ends(&*file.file, &file.path)?.footer.map(|footer| footer.index) } else { None };
-    let index = index.unwrap_or_default();
-    let mut found = Vec::with_capacity(places.len());
-    let mut walk = info.groups();
-    let mut before = Tally::default();
-    let mut places = places.iter().copied().peekable();
-    while let Some(place) = places.peek().copied() {
-        // The last entry at or before the place, if that is further than the walk has come.
-        let entry = index[..index.partition_point(|entry| entry.first_record <= place)].last();
-        if let Some(entry) = entry.filter(|entry| entry.offset > walk.offset)
-            && let Some(group) = file.group_at(entry.offset, walk.end)?
-        {
-            walk.rewind(entry.offset, &group);
-            before = entry.before;
-        }
-        let Some(Found { at, group, .. }) = walk.next(&file)? else { break };
-        if group.next_record > place {
-            let mut weights = weigh_group(&file, at, &group)?.into_iter().peekable();
-            let mut below = before;
-            while let Some(place) = places.next_if(|place| *place < group.next_record) {
-                while let Some((_, tally)) = weights.next_if(|(number, _)| *number < place) {
-                    below += tally;
-                }
-                found.push((place, info.tally.less(below)));
-            }
-        }
-        before += group.tally;
-    }
-    // Behind the last group that can be found: nothing is known to be there.
-    found.extend(places.map(|place| (place, info.tally.less(before))));
-    Ok(found)
-}
-
-/// The records of a segment with what each weighs.
-pub(super) fn weigh(shared: &Shared, info: &SegmentInfo) -> Result<Vec<(u64, Tally)>, Error> {
-    let file = SegmentFile::open(shared, info)?;
-    let mut weights = Vec::new();
-    let mut groups = info.groups();
-    while let Some(Found { at, group, .. }) = groups.next(&file)? {
-        weights.extend(weigh_group(&file, at, &group)?);
-    }
-    Ok(weights)
-}
-
-/// The records of a group with what each weighs; what can't be read counts with the last number in it.
-fn weigh_group(file: &SegmentFile, at: u64, group: &Group) -> Result<Vec<(u64, Tally)>, Error> {
-    let mut weights: Vec<(u64, Tally)> = Vec::new();
-    if group.tally.records == 0 {
-        return Ok(weights);
-    }
-    let mut left = group.tally;
-    let mut frames = file.records(at, group)?;
-    while let Some(frame) = frames.next() {
-        if let Ok(frame) = frame
-            && frame.head.kind.is_none_or(Kind::is_record)
-        {
-            left -= frame.head.tally();
-            weights.push((frame.head.number, frame.head.tally()));
-        }
-    }
-    if left != Tally::default() {
-        weights.push((group.next_record - 1, left));
-    }
-    Ok(weights)
 }

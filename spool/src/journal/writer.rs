@@ -4,14 +4,16 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Draft, Options, SegmentInfo, Shared};
+use super::spare::{For, Spare, Spares};
+use super::{Draft, Durability, Options, SegmentInfo, Shared};
 use crate::disk::DiskFile;
 use crate::envelope::{Envelope, Kind};
+use crate::error::is_full;
 use crate::frame::{self, Staged};
 use crate::group::{self, Group, Span};
 use crate::segment::{self, BLOCK, BLOCK_LEN, Footer, Header, IndexEntry, Stamp};
 use crate::state::{Control, State};
-use crate::{Error, Now, Tally};
+use crate::{Error, Now, Stream, Tally};
 
 /// Room for the footer at the end of a segment, so that sealing needs no new disk space.
 const FOOTER_ROOM: u64 = 2 * BLOCK;
@@ -37,10 +39,13 @@ pub struct Committed {
 pub struct Writer {
     shared: Shared,
     options: Options,
+    spares: Spares,
     active: Active,
     next_record: u64,
     next_sequence: u64,
     batch: Batch,
+    /// Whether there are groups that were not synced.
+    unsynced: bool,
     poisoned: bool,
 }
 
@@ -91,7 +96,7 @@ pub(super) struct Start {
 
 impl Writer {
     /// Begins a segment behind what recovery found, with a checkpoint and what is to be written again, in one group.
-    pub(super) fn begin(shared: Shared, options: Options, start: Start) -> Result<Self, Error> {
+    pub(super) fn begin(shared: Shared, options: Options, mut spares: Spares, start: Start) -> Result<Self, Error> {
         let now = start.now;
         let mut batch = Batch::default();
         batch.push_fact(Kind::Checkpoint, start.state.encode(), now);
@@ -106,12 +111,25 @@ impl Writer {
             first_record,
             first_sequence: start.sequence,
             created: now,
+            recycled: false,
+            relaxed: options.durability == Durability::Relaxed,
         };
-        let active = Active::create_for(&shared, &options, header, &batch)?;
+        let active = Active::create_for(&shared, &options, &mut spares, For::Facts, header, batch.length)?;
         let next_sequence = start.sequence;
-        let mut writer =
-            Self { shared, options, active, next_record: first_record, next_sequence, batch, poisoned: false };
+        let mut writer = Self {
+            shared,
+            options,
+            spares,
+            active,
+            next_record: first_record,
+            next_sequence,
+            batch,
+            unsynced: false,
+            poisoned: false,
+        };
         writer.write_group(now, start.next_record)?;
+        writer.sync()?;
+        writer.note_kept_back();
         Ok(writer)
     }
 
@@ -149,7 +167,67 @@ impl Writer {
         if self.active.fits(length) { 0 } else { segment_size(&self.options, length) }
     }
 
-    /// Writes what is staged as one group and syncs it. When it returns `Ok`, all of it is durable and readers see it.
+    /// Syncs what [`Durability::Relaxed`] left for later.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: it poisons the writer; end the process.
+    pub fn sync(&mut self) -> Result<(), Error> {
+        if self.poisoned {
+            return Err(Error::Poisoned);
+        }
+        if std::mem::take(&mut self.unsynced) {
+            self.active.sync(&self.shared).inspect_err(|_| self.poisoned = true)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes by which the files may still grow for what is to be kept back.
+    #[must_use]
+    pub fn kept_back_missing(&self) -> u64 {
+        self.spares.missing_bytes()
+    }
+
+    /// One small step towards what is to be kept back, for idle moments; false when nothing is missing.
+    ///
+    /// # Errors
+    /// [`Error`] of the file system, a full one too: what was begun is given back, and it may be tried again later.
+    pub fn prepare(&mut self) -> Result<bool, Error> {
+        let prepared = self.spares.prepare();
+        self.note_kept_back();
+        prepared
+    }
+
+    /// Removes what is kept back of segments that went. Their records are not readable by any command, but the bytes are
+    /// still there.
+    ///
+    /// # Errors
+    /// [`Error`] of the file system.
+    pub fn discard_spares(&mut self) -> Result<(), Error> {
+        let cleared = self.spares.clear();
+        self.note_kept_back();
+        cleared
+    }
+
+    /// Gives a segment's file away.
+    pub(super) fn retire(&mut self, path: &Path, info: &SegmentInfo) -> std::io::Result<()> {
+        // What somebody reads, or keeps under another name, is not overwritten.
+        let is_read = self.shared.leases().contains_key(&info.id);
+        let in_use = is_read || !self.shared.inner.disk.links(path).is_ok_and(|links| links == 1);
+        self.spares.retire(path, info.file_bytes, in_use)
+    }
+
+    /// Makes it durable that segments went.
+    pub(super) fn sync_retired(&mut self) -> Result<(), Error> {
+        self.note_kept_back();
+        self.spares.sync()
+    }
+
+    fn note_kept_back(&self) {
+        self.shared.note_kept_back(&self.spares);
+    }
+
+    /// Writes what is staged as one group and syncs it. When it returns `Ok`, all of it is durable (as far as
+    /// [`Options::durability`] says) and readers see it.
     /// A new segment begins with `checkpoint()`.
     ///
     /// # Errors
@@ -194,6 +272,8 @@ impl Writer {
 
     /// Goes on in a new segment.
     fn roll(&mut self, now: Now) -> Result<(), Error> {
+        // A start takes what has a footer for durable.
+        self.sync()?;
         let header = Header {
             stream: self.options.stream,
             segment: self.active.id() + 1,
@@ -201,9 +281,17 @@ impl Writer {
             first_record: self.next_record,
             first_sequence: self.next_sequence,
             created: now,
+            recycled: false,
+            relaxed: self.options.durability == Durability::Relaxed,
         };
+        // A side journal's records are what a lane gives up: its place must get over them.
+        let refusable = self.options.stream == Stream::Main && !self.batch.records.is_empty();
+        let purpose = if refusable { For::Records } else { For::Facts };
         // The new segment first: when there is no room for it, the old one stays open for smaller groups.
-        let active = Active::create_for(&self.shared, &self.options, header, &self.batch)?;
+        let created =
+            Active::create_for(&self.shared, &self.options, &mut self.spares, purpose, header, self.batch.length);
+        self.note_kept_back();
+        let active = created?;
         if let Err(error) = self.seal_active() {
             // The old one stays in use if the disk was full. If this fails too, the next roll replaces the file, and a
             // start removes it, because there is no group in it.
@@ -222,6 +310,7 @@ impl Writer {
     pub fn close(mut self, now: Now, state: &State) -> Result<(), Error> {
         self.stage_checkpoint(state, now);
         self.commit(now, &mut || state.clone())?;
+        self.sync()?;
         self.seal_active()
     }
 
@@ -246,6 +335,10 @@ impl Writer {
                 .fold(Span::default(), |span, (_, record)| span.cover(Span::at(record.received_ns, record.clock_ms))),
         };
         self.active.write(&self.shared, &group, &batch)?;
+        match self.options.durability {
+            Durability::Sync => self.active.sync(&self.shared)?,
+            Durability::Relaxed => self.unsynced = true,
+        }
         self.active.footer.add(&group, self.active.size / INDEX_ENTRIES);
         self.next_record = next_record;
         self.next_sequence += 1;
@@ -281,15 +374,69 @@ struct Active {
 }
 
 impl Active {
-    /// A segment for `batch` and what follows. Where there is no room for a whole one, facts alone still get one that
-    /// just fits them: places and checkpoints are what frees the disk again.
-    fn create_for(shared: &Shared, options: &Options, header: Header, batch: &Batch) -> Result<Self, Error> {
-        match Self::create(shared, header, segment_size(options, batch.length)) {
-            Err(Error::Full { .. }) if batch.records.is_empty() => {
-                Self::create(shared, header, BLOCK + group::extent(batch.length) + FOOTER_ROOM)
-            }
-            created => created,
+    /// A segment for a group of `length` bytes and what follows: of a spare if there is one, else a new file. Where
+    /// there is no room for either, facts get what just fits them: they are what frees the disk again.
+    fn create_for(
+        shared: &Shared,
+        options: &Options,
+        spares: &mut Spares,
+        purpose: For,
+        header: Header,
+        length: u64,
+    ) -> Result<Self, Error> {
+        let size = segment_size(options, length);
+        let least = BLOCK + group::extent(length) + FOOTER_ROOM;
+        let spare = spares.take(purpose)?;
+        if let Some(active) = Self::recycle(shared, spares, header, spare, size, least)? {
+            return Ok(active);
         }
+        match Self::create(shared, header, size) {
+            Err(Error::Full { .. }) if purpose == For::Facts => {}
+            created => return created,
+        }
+        let ballast = spares.take_ballast()?;
+        match Self::recycle(shared, spares, header, ballast, least, least)? {
+            Some(active) => Ok(active),
+            None => Self::create(shared, header, least),
+        }
+    }
+
+    /// As [`Active::create`], of a file that is kept back. `None` if there is none, or it is too small and can't grow.
+    fn recycle(
+        shared: &Shared,
+        spares: &mut Spares,
+        header: Header,
+        spare: Option<Spare>,
+        size: u64,
+        least: u64,
+    ) -> Result<Option<Self>, Error> {
+        let Some(spare) = spare else { return Ok(None) };
+        let (disk, dir, path) = (&shared.inner.disk, &shared.inner.dir, &spare.path);
+        let header = Header { recycled: true, ..header };
+        let made = (|| {
+            let file = disk.open(path, true).map_err(|source| Error::io("open", path, source))?;
+            let size = match file.allocate(size.max(spare.bytes)) {
+                Ok(()) => size.max(spare.bytes),
+                Err(source) if is_full(&source) => spare.bytes,
+                Err(source) => return Err(Error::io("allocate", path, source)),
+            };
+            if size < least {
+                return Ok(None);
+            }
+            // The block behind the header too: so it can be told whether a first group was ever written.
+            file.write_at(&[&header.encode(), &PADDING], 0).map_err(|source| Error::io("write", path, source))?;
+            file.sync_all().map_err(|source| Error::sync(path, source))?;
+            let segment = segment::path(dir, header.segment);
+            disk.rename(path, &segment).map_err(|source| Error::io("rename", path, source))?;
+            Ok(Some((file, size)))
+        })();
+        let Ok(Some((file, size))) = made else {
+            spares.give_back(spare);
+            return made.map(|_| None);
+        };
+        disk.sync_dir(dir).map_err(|source| Error::sync(dir, source))?;
+        let footer = Footer::empty(&header);
+        Ok(Some(Self { file: file.into(), stamp: header.stamp(), size, footer }))
     }
 
     /// Makes a segment of `size` bytes that is durable under its name, with no group in it.
@@ -334,7 +481,7 @@ impl Active {
         self.footer.end + group::extent(length) + FOOTER_ROOM <= self.size
     }
 
-    /// Writes and syncs a group behind the last one, from the buffers in which its parts lie.
+    /// Writes a group behind the last one, from the buffers in which its parts lie.
     fn write(&self, shared: &Shared, group: &Group, batch: &Batch) -> Result<(), Error> {
         let offset = self.footer.end;
         let mut at = offset + group::HEAD as u64;
@@ -359,7 +506,11 @@ impl Active {
             let _ = self.file.write_at(&[&PADDING], offset);
             return Err(Error::io("write", &path, source));
         }
-        self.file.sync_data().map_err(|source| Error::sync(&path, source))
+        Ok(())
+    }
+
+    fn sync(&self, shared: &Shared) -> Result<(), Error> {
+        self.file.sync_data().map_err(|source| Error::sync(&self.path(shared), source))
     }
 
     fn info(&self) -> SegmentInfo {

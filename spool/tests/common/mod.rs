@@ -9,10 +9,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use spool::disk::{Disk, OsDisk};
-use spool::{Committed, Damage, Draft, Envelope, Journal, Now, Opened, Options, Reader, Record, State, Step, Writer};
+use spool::{
+    Committed, Damage, Draft, Durability, Envelope, Journal, KeptBack, Now, Opened, Options, Reader, Record, State,
+    Step, Writer,
+};
 
 /// Segments that roll after a few records.
-pub const TINY: Options = Options { stream: spool::Stream::Main, segment_bytes: 32 << 10, record_floor: 1 };
+pub const TINY: Options = Options {
+    stream: spool::Stream::Main,
+    segment_bytes: 32 << 10,
+    record_floor: 1,
+    kept_back: KeptBack { spares: 0, ballast_bytes: 0 },
+    durability: Durability::Sync,
+};
+
+/// The same, with files kept back.
+pub const TINY_KEEPING: Options = Options { kept_back: KeptBack { spares: 2, ballast_bytes: 28 << 10 }, ..TINY };
 
 pub fn now(clock_ms: u64) -> Now {
     Now { wall_ns: clock_ms * 1_000_000, clock_ms }

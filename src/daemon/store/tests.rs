@@ -40,6 +40,19 @@ fn backend() -> Backend {
     }
 }
 
+fn limits() -> config::Spool {
+    config::Spool {
+        max_bytes: 4 * SEGMENT_BYTES,
+        segment_bytes: SEGMENT_BYTES,
+        max_traces: None,
+        when_full: config::WhenFull::Refuse,
+        min_free_disk: 0,
+        keep_delivered: std::time::Duration::ZERO,
+        keep_delivered_bytes: 0,
+        durability: spool::Durability::Sync,
+    }
+}
+
 fn dirs() -> Dirs {
     Dirs { journal: "/state/journal".into(), side: "/state/side".into() }
 }
@@ -79,7 +92,7 @@ struct Small {
 impl Small {
     fn start(disk: &SimDisk, moment: &Moment) -> Result<Self, Error> {
         let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-        let store = Store::open(&disk, &dirs(), SEGMENT_BYTES, &[backend()], &moment.opened())?;
+        let store = Store::open(&disk, &dirs(), &limits(), &[backend()], &moment.opened())?;
         let spool_id = Some(store.state.spool_id);
         let moment = Moment { spool_id, ..moment.clone() };
         Ok(Self { store, checkpoint: moment.clone(), moment, history: Vec::new() })
