@@ -1,8 +1,12 @@
 //! The waist of the hourglass: admission, group commit, answers when durable.
 
 mod committer;
+mod letters;
+mod losses;
+mod room;
 
 use bytes::Bytes;
+use spool::{Control, Label};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::otlp::Summary;
@@ -30,8 +34,8 @@ pub struct Submission {
 /// The promise: the record is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
-    /// Its number in the journal.
-    pub record: u64,
+    /// Its number in the journal; `None` when the operator's limit gave it up, as `when_full = "discard_newest"` says.
+    pub record: Option<u64>,
 }
 
 /// Why a request is not taken. Normal life, not an error; `receive::refusal` turns it into status codes.
@@ -51,6 +55,12 @@ pub enum Refusal {
     Full {
         /// The limit in bytes.
         max_bytes: u64,
+    },
+    /// `spool.max_traces` is reached.
+    #[error("the spool is full (spool.max_traces = {max_traces})")]
+    TooManyTraces {
+        /// The limit.
+        max_traces: u64,
     },
     /// The disk is nearly or really full.
     #[error("the disk that holds the spool is full")]
@@ -76,6 +86,51 @@ pub struct Job {
     pub submission: Submission,
     /// Gets the answer. Nobody may be there any more: the record is stored all the same.
     pub answer: oneshot::Sender<Result<Receipt, Refusal>>,
+}
+
+/// What others than the doors ask of the committer, the only writer of the journal. An answer that does not come means
+/// that it is not known to be durable.
+#[derive(Debug)]
+pub enum Command {
+    /// Facts that are in the books already are to be durable.
+    Record {
+        /// The facts.
+        controls: Vec<Control>,
+        /// Told when they are.
+        done: oneshot::Sender<()>,
+    },
+    /// Whole segments that a backend did not take in time are to be given up.
+    Expire {
+        /// Whose dead letters they become, and why; the committer adds what is the segment's.
+        label: Label,
+        /// All in them was received before this running clock.
+        before_clock_ms: u64,
+        /// They are discarded, not kept as dead letters.
+        discard: bool,
+        /// Told when it is done.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// The way to the committer for those who ask it for facts; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Commands {
+    /// A way to whoever receives `commands`.
+    #[must_use]
+    pub fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands }
+    }
+
+    /// Asks, and returns when it is durable. `false` when it is not known to be: the committer has ended, or the disk is
+    /// full.
+    pub async fn ask(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) -> bool {
+        let (done, answered) = oneshot::channel();
+        self.commands.send(command(done)).await.is_ok() && answered.await.is_ok()
+    }
 }
 
 /// The way into the journal; cheap to clone. When the last one is gone, the committer ends.
