@@ -149,6 +149,12 @@ impl Side {
         self.shared.file_bytes() + alone.map(|(_, bytes)| bytes).sum::<u64>()
     }
 
+    /// Bytes that it has yet to take for what is kept back.
+    #[must_use]
+    pub fn reserved_bytes(&self) -> u64 {
+        self.writer().as_ref().map_or(0, Writer::kept_back_missing)
+    }
+
     /// Closes it in order; nothing can be put there afterwards.
     ///
     /// # Errors

@@ -146,7 +146,7 @@ impl Built {
             accounts: Arc::clone(&accounts),
             clock,
             limits: limits(config),
-            other_bytes: other_bytes(&side, &ledger_bytes),
+            other_bytes: reserving(&side, other_bytes(&side, &ledger_bytes)),
             disk: Arc::new(OsDisk),
             dir: state_dir.journal(),
             side: Arc::clone(&side),
@@ -385,6 +385,12 @@ fn limits(config: &Config) -> Limits {
 fn other_bytes(side: &Arc<Side>, ledger: &Arc<AtomicU64>) -> Box<dyn Fn() -> u64 + Send + Sync> {
     let (side, ledger) = (Arc::clone(side), Arc::clone(ledger));
     Box::new(move || side.file_bytes() + ledger.load(Ordering::Relaxed))
+}
+
+/// The same, with what the side journal has yet to take.
+fn reserving(side: &Arc<Side>, bytes: Box<dyn Fn() -> u64 + Send + Sync>) -> Box<dyn Fn() -> u64 + Send + Sync> {
+    let side = Arc::clone(side);
+    Box::new(move || bytes() + side.reserved_bytes())
 }
 
 /// The backends of the configuration, by name.
