@@ -306,11 +306,20 @@ def refuse_bad(receiver):
 
 
 def send_bad(daemon, count, padding=16 * KIB):
+    """Sends records that the backend refuses, and returns when each is a dead letter, or was one."""
     client = HttpClient(daemon.port)
     for _ in range(count):
         assert client.send(make_request(1, name="bad", padding=padding)[0]).ok
-        # A record is convicted only where others are taken.
+
+    def condemned():
+        # A record is convicted only where another one was taken since it was refused.
         assert client.send(make_request(1)[0]).ok
+        status = daemon.backend()
+        gone = status["discarded"]["dead_letter_cap"] + status["discarded"]["dead_letter_age"]
+        return status["dead"]["spans"] + gone == count, status
+
+    wait_until(condemned, "all are condemned", interval=0.2)
+    daemon.wait_drained()
 
 
 def test_dead_letters_keep_their_own_cap(make_daemon, receiver):
@@ -351,7 +360,6 @@ def test_dead_letters_grow_old_in_service(make_daemon, receiver):
     refuse_bad(receiver)
     daemon = make_daemon([receiver.backend("otlp_http")], dead_letters={"max_age": "4s"}).start()
     send_bad(daemon, 3)
-    wait_until(lambda: (daemon.backend()["dead"]["records"] > 0, daemon.backend()), "they are set aside")
     wait_until(lambda: (daemon.backend()["discarded"]["dead_letter_age"] == 3, daemon.backend()), "they are discarded", timeout=60)
     status = balanced(daemon)
     assert status["dead"]["records"] == 0, status
@@ -440,8 +448,7 @@ def test_ledger_and_side_journal_of_another_spool_are_set_aside(make_daemon, rec
     refuse_bad(receiver)
     daemon = make_daemon([receiver.backend("otlp_http")]).start()
     send_bad(daemon, 2, padding=100)
-    wait_until(lambda: (daemon.backend()["dead"]["records"] == 2, daemon.backend()), "they are set aside")
-    daemon.wait_drained()
+    assert daemon.backend()["dead"]["records"] == 2
     daemon.terminate()
     # Somebody starts over, and forgets the rest.
     remove_directory(os.path.join(daemon.state_dir, "journal"))
