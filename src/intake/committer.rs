@@ -311,6 +311,12 @@ impl Committer {
         Ok(may_go(self.checkpointed.lowest_needed))
     }
 
+    /// Whether the oldest segment may go once the books are durable as they are: the last checkpoint can be a second old.
+    fn books_free_the_oldest(&mut self) -> Result<bool, Error> {
+        let oldest = self.parts.writer.shared().segments().first().copied().filter(|oldest| oldest.sealed);
+        oldest.map_or(Ok(false), |oldest| self.checkpoint_frees(&oldest))
+    }
+
     fn keep_limits(&mut self) -> Result<(), Error> {
         if self.limited_at.elapsed() < LIMITS_EVERY {
             return Ok(());
@@ -401,6 +407,7 @@ impl Committer {
                 Some(Short::Bytes | Short::Disk) if self.drop_quarantined() => true,
                 Some(Short::Bytes) => self.give_way_in_bytes()?,
                 Some(Short::Traces) => self.give_way_in_traces(asked.traces)?,
+                Some(Short::Disk) => self.books_free_the_oldest()?,
                 // Something else fills the disk, and would fill what is freed, too.
                 other => return Ok(other),
             };

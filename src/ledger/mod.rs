@@ -18,6 +18,8 @@ const SCHEMA_KEY: &[u8] = b"schema";
 const SPOOL_KEY: &[u8] = b"spool";
 /// Raised whenever a row changes its shape; another schema is another ledger.
 const SCHEMA: u32 = 2;
+/// sled's file has this size at least, once it was opened again.
+pub const MIN_BYTES: u64 = 512 << 10;
 /// sled's default is 1 GB.
 const CACHE_BYTES: u64 = 4 << 20;
 
