@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use spool::{Account, Received, State, Tally};
+use spool::{Account, Ranges, Received, State, Tally};
 
 use crate::backend::Failure;
 
@@ -25,6 +25,8 @@ struct Inner {
     /// Everything committed since this process started.
     committed: Tally,
     entries: BTreeMap<String, Entry>,
+    /// What repairs wrote off; it stays as the journal has it.
+    written_off: BTreeMap<u64, Ranges>,
     /// Counts changes, so that an idle daemon writes nothing.
     version: u64,
 }
@@ -119,7 +121,8 @@ impl Accounts {
         let entries = state.accounts.iter().map(|(name, account)| (name.clone(), entry(account))).collect();
         let received = state.received;
         let refused_at_start = [received.refused_full, received.refused_invalid, received.refused_too_large];
-        let inner = Inner { received, refused_at_start, committed: Tally::default(), entries, version: 0 };
+        let written_off = state.written_off.clone();
+        let inner = Inner { received, refused_at_start, committed: Tally::default(), entries, written_off, version: 0 };
         Self { inner: Mutex::new(inner) }
     }
 
@@ -167,13 +170,8 @@ impl Accounts {
         let mut inner = self.lock();
         inner.version += 1;
         let Some(entry) = inner.entries.get_mut(name) else { return Tally::default() };
-        let account = &mut entry.account;
-        let open = damage.records.start.max(account.place)..damage.records.end;
-        let lost =
-            account.finished.missing_in(open).fold(Tally::default(), |sum, part| sum.plus(damage.tally_in(&part)));
+        let lost = entry.account.lose(damage);
         entry.finished += lost;
-        account.damaged += lost.units;
-        account.finish(damage.records.clone());
         lost
     }
 
@@ -190,7 +188,8 @@ impl Accounts {
     pub fn snapshot(&self, clock_ms: u64) -> (State, u64) {
         let inner = self.lock();
         let accounts = inner.entries.iter().map(|(name, entry)| (name.clone(), entry.account.clone())).collect();
-        (State { clock_ms, received: inner.received, accounts }, inner.version)
+        let written_off = inner.written_off.clone();
+        (State { clock_ms, received: inner.received, accounts, written_off }, inner.version)
     }
 
     /// Changes whenever a snapshot would.

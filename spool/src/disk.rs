@@ -57,6 +57,12 @@ pub trait Disk: Debug + Send + Sync {
     /// The file system's.
     fn links(&self, path: &Path) -> io::Result<u64>;
 
+    /// Gives a file a second name, which must not exist. Not durable before [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// The file system's; `AlreadyExists` when the name is taken, and others where files can't have two names.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
     /// Makes the entries of `dir` durable: what was created, renamed or removed in it.
     ///
     /// # Errors
@@ -151,6 +157,10 @@ impl Disk for OsDisk {
 
     fn links(&self, path: &Path) -> io::Result<u64> {
         Ok(fs::metadata(path)?.nlink())
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

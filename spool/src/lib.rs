@@ -59,7 +59,8 @@ pub use error::Error;
 pub use frame::Record;
 pub use journal::{
     Committed, Damage, Draft, Durability, Inspected, Journal, Keep, KeptBack, Opened, Options, Reader, Reclaimed,
-    Recovery, SegmentInfo, Shared, Step, Torn, Writer,
+    Recovery, Repaired, RepairedSegment, SegmentInfo, Shared, Step, Torn, Verified, VerifiedSegment, Watch, Writer,
+    repair, verify,
 };
 pub use ranges::Ranges;
 pub use segment::Stream;

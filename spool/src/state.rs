@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::Ranges;
+use crate::journal::{Damage, Share};
 use crate::tally::Tally;
 use crate::tlv::{self, CRITICAL, Encoder, Malformed};
 
@@ -19,6 +20,8 @@ pub struct State {
     pub received: Received,
     /// One per backend that ever was, by name.
     pub accounts: BTreeMap<String, Account>,
+    /// Records that damage took and that a repair wrote off, by the segment in which, or before which, they were.
+    pub written_off: BTreeMap<u64, Ranges>,
 }
 
 /// What came in since the spool was made.
@@ -162,6 +165,18 @@ impl Account {
         }
     }
 
+    /// Notes that damage took records. Those that are finished are not counted again, nor those that are not owed.
+    /// Returns how much of what was waited for is lost.
+    pub fn lose(&mut self, damage: &Damage) -> Tally {
+        let owed_to = if self.is_removed() { self.end } else { u64::MAX };
+        let open = damage.records.start.max(self.place)..damage.records.end.min(owed_to);
+        let lost = self.finished.missing_in(open.start..open.end.max(open.start));
+        let lost = lost.fold(Tally::default(), |sum, part| sum.plus(damage.tally_in(&part)));
+        self.damaged += lost.units;
+        self.finish(damage.records.start..damage.records.end.min(owed_to));
+        lost
+    }
+
     /// Behind the highest record that this account knows of.
     #[must_use]
     pub fn seen(&self) -> u64 {
@@ -203,12 +218,22 @@ pub enum Control {
         /// Its name.
         name: String,
     },
+    /// A repair found that these can't be read, in a segment or before it. Who still waited for them has lost them.
+    WrittenOff {
+        /// The segment.
+        segment: u64,
+        /// The records.
+        records: Range<u64>,
+        /// How much they were.
+        tally: Tally,
+    },
 }
 
 // Controls: one critical item each, because a control that is skipped is a fact that is lost.
 const CONTROL_BACKEND_ADDED: u16 = CRITICAL | 1;
 const CONTROL_PAUSED: u16 = CRITICAL | 2;
 const CONTROL_RESUMED: u16 = CRITICAL | 3;
+const CONTROL_WRITTEN_OFF: u16 = CRITICAL | 13;
 const CONTROL_BACKEND_REMOVED: u16 = CRITICAL | 14;
 
 impl Control {
@@ -219,6 +244,11 @@ impl Control {
             Self::BackendRemoved { name, end } => to.bytes(CONTROL_BACKEND_REMOVED, &numbered_name(*end, name)),
             Self::Paused { name } => to.text(CONTROL_PAUSED, Some(name)),
             Self::Resumed { name } => to.text(CONTROL_RESUMED, Some(name)),
+            Self::WrittenOff { segment, records, tally } => {
+                let Tally { records: count, traces, spans, units, bytes } = *tally;
+                let numbers = [*segment, records.start, records.end, count, traces, spans, units, bytes];
+                to.u64s(CONTROL_WRITTEN_OFF, &numbers)
+            }
         };
         to.finish()
     }
@@ -238,6 +268,11 @@ impl Control {
                 }
                 CONTROL_PAUSED => Self::Paused { name: tlv::as_text(value)? },
                 CONTROL_RESUMED => Self::Resumed { name: tlv::as_text(value)? },
+                CONTROL_WRITTEN_OFF => {
+                    let [segment, start, end, records, traces, spans, units, bytes] = tlv::as_u64s(value)?;
+                    let tally = Tally { records, traces, spans, units, bytes };
+                    Self::WrittenOff { segment, records: start..end, tally }
+                }
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => continue,
             });
@@ -258,6 +293,7 @@ fn read_numbered_name(value: &[u8]) -> Result<(u64, String), Malformed> {
 const CLOCK: u16 = 1;
 const RECEIVED: u16 = 2;
 const ACCOUNT: u16 = 3;
+const WRITTEN_OFF: u16 = 12;
 
 const ACCOUNT_NAME: u16 = 1;
 const ACCOUNT_PLACES: u16 = 2;
@@ -287,6 +323,15 @@ impl State {
             }
             Control::Paused { name } => self.accounts.entry(name.clone()).or_default().paused = true,
             Control::Resumed { name } => self.accounts.entry(name.clone()).or_default().paused = false,
+            Control::WrittenOff { segment, records, tally } => {
+                let share = Share { total: *tally, over: records.end.saturating_sub(records.start), before: 0 };
+                let (segment, records) = (*segment, records.clone());
+                let damage = Damage { segment, records, offset: 0, received: None, share };
+                self.accounts.values_mut().for_each(|account| {
+                    account.lose(&damage);
+                });
+                self.written_off.entry(segment).or_default().insert(damage.records);
+            }
         }
     }
 
@@ -296,6 +341,13 @@ impl State {
     pub fn lowest_needed(&self) -> Option<u64> {
         let debts = self.accounts.values().map(Account::lowest_needed).min()?;
         Some(debts.min(self.owed_to_nobody().unwrap_or(u64::MAX)))
+    }
+
+    /// Whether all the records that damage took were written off.
+    pub(crate) fn is_written_off(&self, damage: &Damage) -> bool {
+        let known = self.written_off.get(&damage.segment);
+        !damage.records.is_empty()
+            && known.is_some_and(|known| known.missing_in(damage.records.clone()).next().is_none())
     }
 
     /// Finishes, in all accounts, numbers that no record has and none will get.
@@ -316,6 +368,10 @@ impl State {
         for (name, account) in &self.accounts {
             to.bytes(ACCOUNT, &account.encode(name));
         }
+        for (segment, records) in &self.written_off {
+            let records = records.iter().flat_map(|range| [range.start, range.end]);
+            to.u64s(WRITTEN_OFF, &std::iter::once(*segment).chain(records).collect::<Vec<_>>());
+        }
         to.finish()
     }
 
@@ -329,6 +385,12 @@ impl State {
                 ACCOUNT => {
                     let (name, account) = Account::decode(value)?;
                     state.accounts.insert(name, account);
+                }
+                WRITTEN_OFF => {
+                    let [segment] = tlv::as_u64s(value)?;
+                    let records = value.get(8..).unwrap_or_default().chunks(16);
+                    let records = records.map(|pair| tlv::as_u64s(pair).map(|[start, end]| start..end));
+                    state.written_off.insert(segment, records.collect::<Result<_, _>>()?);
                 }
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => {}
@@ -439,6 +501,7 @@ mod tests {
             clock_ms: 42,
             received: Received { requests: 1, refused_too_large: 7, counted_to: 9, ..Received::default() },
             accounts: [("a".to_owned(), account), ("b".to_owned(), Account::from_record(9))].into(),
+            written_off: [(3, [5..7, 9..10].into_iter().collect())].into(),
         };
         assert_eq!(State::decode(&state.encode()), Ok(state));
     }
@@ -451,6 +514,8 @@ mod tests {
             Control::BackendAdded { name: "a".into(), start: 99 },
             Control::Resumed { name: "a".into() },
             Control::Paused { name: "a".into() },
+            Control::WrittenOff { segment: 1, records: 2..9, tally: Tally { units: 14, ..Tally::one(9, 3, 7) } },
+            Control::WrittenOff { segment: 1, records: 2..9, tally: Tally { units: 14, ..Tally::one(9, 3, 7) } },
         ];
         let mut state = State::default();
         for control in &controls {
@@ -458,7 +523,8 @@ mod tests {
             assert_eq!(read, std::slice::from_ref(control));
             state.apply(&read[0]);
         }
-        assert_eq!(state.accounts["a"].place, 4, "a backend that exists keeps its place");
+        assert_eq!(state.accounts["a"].place, 9, "a backend that exists keeps its place; what is lost is passed");
+        assert_eq!(state.accounts["a"].damaged, 10, "of seven records, five were waited for; they are lost once");
         assert!(state.accounts["a"].paused);
     }
 

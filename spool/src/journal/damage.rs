@@ -142,6 +142,14 @@ impl Known {
         }
     }
 
+    /// Takes out of the count, now and later, what was written off.
+    pub(super) fn write_off(&mut self, records: &BTreeMap<u64, Ranges>) {
+        for (segment, records) in records {
+            let known = self.segments.entry(*segment).or_default();
+            records.iter().for_each(|range| known.records.insert(range));
+        }
+    }
+
     /// Whether there is damage in a segment's file.
     pub(super) fn is_damaged(&self, segment: u64) -> bool {
         self.segments.get(&segment).is_some_and(|known| known.in_file)

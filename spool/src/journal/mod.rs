@@ -6,6 +6,8 @@ mod quarantine;
 mod reader;
 mod reclaim;
 mod recover;
+mod repair;
+mod salvage;
 mod scan;
 mod spare;
 mod writer;
@@ -26,9 +28,12 @@ use crate::{Error, Stream, Tally};
 use damage::Known;
 
 pub use damage::Damage;
+pub(crate) use damage::Share;
 pub use reader::{Reader, Step};
 pub use reclaim::{Keep, Reclaimed};
 pub use recover::{Recovery, Torn};
+pub use repair::{Repaired, RepairedSegment, repair};
+pub use salvage::{Verified, VerifiedSegment, Watch, verify};
 pub use spare::KeptBack;
 pub use writer::{Committed, Writer};
 

@@ -24,7 +24,7 @@ pub(super) enum Piece {
 }
 
 impl Piece {
-    fn first_number(&self) -> u64 {
+    pub(super) fn first_number(&self) -> u64 {
         match self {
             Self::Record(record) => record.number,
             Self::Purged(number, _) => *number,
@@ -45,7 +45,7 @@ impl Piece {
     }
 
     /// What of it lies before `place`.
-    fn tally_below(&self, place: u64) -> Tally {
+    pub(super) fn tally_below(&self, place: u64) -> Tally {
         match self {
             Self::Record(record) if record.number < place => record.tally(),
             Self::Purged(number, tally) if *number < place => *tally,

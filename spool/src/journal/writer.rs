@@ -563,7 +563,7 @@ fn segment_size(options: &Options, length: u64) -> u64 {
 }
 
 /// Zeros from `length` to the next multiple of `unit`.
-fn padding(length: u64, unit: u64) -> &'static [u8] {
+pub(super) fn padding(length: u64, unit: u64) -> &'static [u8] {
     let missing = crate::round_up(length, unit) - length;
     &PADDING[..usize::try_from(missing).expect("less than a block")]
 }
