@@ -200,7 +200,7 @@ fn a_repair_that_is_cut_short_is_begun_again() {
             let ended = try_repair(&cut);
             for (turn, loss) in Loss::each(at).into_iter().enumerate() {
                 // Every loss at every other call, or so.
-                if (at + turn as u64) % (if forbid_links { 5 } else { 2 }) != 0 {
+                if !(at + turn as u64).is_multiple_of(if forbid_links { 5 } else { 2 }) {
                     continue;
                 }
                 let disk = cut.crash(loss);

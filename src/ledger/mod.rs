@@ -60,9 +60,7 @@ impl Ledger {
         match Self::try_open(path) {
             Ok((ledger, accounts)) => Opened { ledger: Some(ledger), accounts, set_aside: None },
             Err(error) => {
-                let aside = path.with_extension(format!("damaged-{wall_ns}"));
-                // When even this fails, the next open says so, and the daemon goes on without a ledger.
-                let _ = std::fs::rename(path, &aside);
+                let aside = set_aside(path, wall_ns);
                 let fresh = Self::try_open(path);
                 Opened {
                     ledger: fresh.ok().map(|(ledger, _)| ledger),
@@ -117,6 +115,15 @@ impl Ledger {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Puts the ledger at `path` out of the way, so that the next start builds it again from the journal. Returns where it is
+/// then.
+pub fn set_aside(path: &Path, wall_ns: u64) -> PathBuf {
+    let aside = path.with_extension(format!("damaged-{wall_ns}"));
+    // When even this fails, the next open says so, and the daemon goes on without a ledger.
+    let _ = std::fs::rename(path, &aside);
+    aside
 }
 
 /// Takes from the ledger what it knows better: it is further than the journal's last checkpoint when it has seen more
