@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::Ranges;
-use crate::journal::{Damage, Share};
+use crate::damage::{Damage, Share};
 use crate::tally::Tally;
 use crate::tlv::{self, CRITICAL, Encoder, Malformed};
 

@@ -1,6 +1,6 @@
 //! The journal: a directory of segments with one writer and any number of readers.
 
-mod damage;
+mod known;
 mod pieces;
 mod quarantine;
 mod reader;
@@ -24,11 +24,9 @@ use crate::disk::Disk;
 use crate::envelope::Envelope;
 use crate::segment::{Footer, Stamp};
 use crate::state::State;
-use crate::{Error, Stream, Tally};
-use damage::Known;
+use crate::{Damage, Error, Stream, Tally};
+use known::Known;
 
-pub use damage::Damage;
-pub(crate) use damage::Share;
 pub use reader::{Reader, Step};
 pub use reclaim::{Keep, Reclaimed};
 pub use recover::{Recovery, Torn};

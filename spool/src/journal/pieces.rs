@@ -6,9 +6,9 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::damage::{Damage, Share};
 use super::scan::{Found, Frames, Reading, SegmentFile, Stretch};
 use super::{SegmentInfo, Shared};
+use crate::damage::{Damage, Share};
 use crate::frame::{self, Record};
 use crate::group::{Group, Span};
 use crate::{Error, Tally};

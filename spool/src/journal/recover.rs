@@ -14,7 +14,7 @@ use super::quarantine;
 use super::scan::{Found, Frames, Groups, SegmentFile, Stretch};
 use super::spare::{self, Spares};
 use super::writer::{Start, Writer, seal};
-use super::{Damage, Draft, Inspected, Opened, Options, SegmentInfo, Shared};
+use super::{Draft, Inspected, Opened, Options, SegmentInfo, Shared};
 use crate::disk::Disk;
 use crate::disk::lossy::Lossy;
 use crate::envelope::Kind;
@@ -22,7 +22,7 @@ use crate::frame::{self, Record};
 use crate::group::{self, Group};
 use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, EPOCH_MAX, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
-use crate::{Error, Now};
+use crate::{Damage, Error, Now};
 
 /// How much is kept of a torn group of unknown length where old bytes lie behind it.
 const TORN_RECYCLED: u64 = 1 << 20;

@@ -12,14 +12,14 @@ use super::pieces::{self, Piece};
 use super::salvage::{self, Part};
 use super::scan::{Reading, SegmentFile, Stretch};
 use super::writer::{padding, seal};
-use super::{Damage, Journal, Options, SegmentInfo, Shared, Watch, quarantine};
+use super::{Journal, Options, SegmentInfo, Shared, Watch, quarantine};
 use crate::disk::lossy::Lossy;
 use crate::disk::{Disk, DiskFile};
 use crate::frame::{self, Record, Staged};
 use crate::group::{self, Group, Span};
 use crate::segment::{self, BLOCK, Footer, Header, Stamp};
 use crate::state::Control;
-use crate::{Error, Now, Tally};
+use crate::{Damage, Error, Now, Tally};
 
 /// How much is copied at once.
 const COPY_BYTES: usize = 1 << 20;

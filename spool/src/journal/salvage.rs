@@ -8,11 +8,11 @@ use std::sync::Arc;
 use super::pieces::{self, Losses, Piece};
 use super::recover::{self, Facts, LastGroup, Survey};
 use super::scan::{Found, Reading, SegmentFile};
-use super::{Damage, Options, SegmentInfo};
+use super::{Options, SegmentInfo};
 use crate::disk::Disk;
 use crate::frame::Record;
 use crate::group::Group;
-use crate::{Error, State, Tally, segment};
+use crate::{Damage, Error, State, Tally, segment};
 
 /// Whether somebody writes the journal while it is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
