@@ -27,6 +27,8 @@ struct Inner {
     entries: BTreeMap<String, Entry>,
     /// What repairs wrote off; it stays as the journal has it.
     written_off: BTreeMap<u64, Ranges>,
+    /// What was purged and not erased; the same.
+    purges: Ranges,
     /// Counts changes, so that an idle daemon writes nothing.
     version: u64,
 }
@@ -121,8 +123,15 @@ impl Accounts {
         let entries = state.accounts.iter().map(|(name, account)| (name.clone(), entry(account))).collect();
         let received = state.received;
         let refused_at_start = [received.refused_full, received.refused_invalid, received.refused_too_large];
-        let written_off = state.written_off.clone();
-        let inner = Inner { received, refused_at_start, committed: Tally::default(), entries, written_off, version: 0 };
+        let inner = Inner {
+            received,
+            refused_at_start,
+            committed: Tally::default(),
+            entries,
+            written_off: state.written_off.clone(),
+            purges: state.purges.clone(),
+            version: 0,
+        };
         Self { inner: Mutex::new(inner) }
     }
 
@@ -188,8 +197,8 @@ impl Accounts {
     pub fn snapshot(&self, clock_ms: u64) -> (State, u64) {
         let inner = self.lock();
         let accounts = inner.entries.iter().map(|(name, entry)| (name.clone(), entry.account.clone())).collect();
-        let written_off = inner.written_off.clone();
-        (State { clock_ms, received: inner.received, accounts, written_off }, inner.version)
+        let (written_off, purges) = (inner.written_off.clone(), inner.purges.clone());
+        (State { clock_ms, received: inner.received, accounts, written_off, purges }, inner.version)
     }
 
     /// Changes whenever a snapshot would.

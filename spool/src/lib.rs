@@ -60,9 +60,9 @@ pub use envelope::{Aside, Door, Envelope, Kind, Reason, SourceRange};
 pub use error::Error;
 pub use frame::Record;
 pub use journal::{
-    Committed, Draft, Durability, Inspected, Journal, Keep, KeptBack, Opened, Options, Reader, Reclaimed, Recovery,
-    Repaired, RepairedSegment, SegmentInfo, Shared, Step, Torn, Verified, VerifiedSegment, Watch, Writer, repair,
-    verify,
+    Committed, Draft, Durability, Erased, Inspected, Journal, Keep, KeptBack, Opened, Options, Reader, Reclaimed,
+    Recovery, Repaired, RepairedSegment, SegmentInfo, Shared, Step, Torn, Verified, VerifiedSegment, Watch, Writer,
+    repair, verify,
 };
 pub use ranges::Ranges;
 pub use segment::Stream;

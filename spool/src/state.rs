@@ -22,6 +22,8 @@ pub struct State {
     pub accounts: BTreeMap<String, Account>,
     /// Records that damage took and that a repair wrote off, by the segment in which, or before which, they were.
     pub written_off: BTreeMap<u64, Ranges>,
+    /// Records that an operator purged and that are not erased yet.
+    pub purges: Ranges,
 }
 
 /// What came in since the spool was made.
@@ -218,6 +220,11 @@ pub enum Control {
         /// Its name.
         name: String,
     },
+    /// An operator purged these records: they are erased when no backend waits for them.
+    Purged {
+        /// The records.
+        records: Ranges,
+    },
     /// A repair found that these can't be read, in a segment or before it. Who still waited for them has lost them.
     WrittenOff {
         /// The segment.
@@ -233,6 +240,7 @@ pub enum Control {
 const CONTROL_BACKEND_ADDED: u16 = CRITICAL | 1;
 const CONTROL_PAUSED: u16 = CRITICAL | 2;
 const CONTROL_RESUMED: u16 = CRITICAL | 3;
+const CONTROL_PURGED: u16 = CRITICAL | 4;
 const CONTROL_WRITTEN_OFF: u16 = CRITICAL | 13;
 const CONTROL_BACKEND_REMOVED: u16 = CRITICAL | 14;
 
@@ -244,6 +252,11 @@ impl Control {
             Self::BackendRemoved { name, end } => to.bytes(CONTROL_BACKEND_REMOVED, &numbered_name(*end, name)),
             Self::Paused { name } => to.text(CONTROL_PAUSED, Some(name)),
             Self::Resumed { name } => to.text(CONTROL_RESUMED, Some(name)),
+            Self::Purged { records } => {
+                let mut nested = Encoder::default();
+                nested.u64s(PURGED_RECORDS, &pairs(records));
+                to.bytes(CONTROL_PURGED, &nested.finish())
+            }
             Self::WrittenOff { segment, records, tally } => {
                 let Tally { records: count, traces, spans, units, bytes } = *tally;
                 let numbers = [*segment, records.start, records.end, count, traces, spans, units, bytes];
@@ -268,6 +281,17 @@ impl Control {
                 }
                 CONTROL_PAUSED => Self::Paused { name: tlv::as_text(value)? },
                 CONTROL_RESUMED => Self::Resumed { name: tlv::as_text(value)? },
+                CONTROL_PURGED => {
+                    let mut records = Ranges::default();
+                    for item in tlv::items(value) {
+                        match item? {
+                            (PURGED_RECORDS, value) => records = read_pairs(value)?,
+                            (unknown, _) if unknown & CRITICAL != 0 => return Err(Malformed),
+                            _ => {}
+                        }
+                    }
+                    Self::Purged { records }
+                }
                 CONTROL_WRITTEN_OFF => {
                     let [segment, start, end, records, traces, spans, units, bytes] = tlv::as_u64s(value)?;
                     let tally = Tally { records, traces, spans, units, bytes };
@@ -279,6 +303,16 @@ impl Control {
         }
         Ok(controls)
     }
+}
+
+const PURGED_RECORDS: u16 = 1;
+
+fn pairs(ranges: &Ranges) -> Vec<u64> {
+    ranges.iter().flat_map(|range| [range.start, range.end]).collect()
+}
+
+fn read_pairs(value: &[u8]) -> Result<Ranges, Malformed> {
+    value.chunks(16).map(|pair| tlv::as_u64s(pair).map(|[start, end]| start..end)).collect()
 }
 
 fn numbered_name(number: u64, name: &str) -> Vec<u8> {
@@ -293,6 +327,7 @@ fn read_numbered_name(value: &[u8]) -> Result<(u64, String), Malformed> {
 const CLOCK: u16 = 1;
 const RECEIVED: u16 = 2;
 const ACCOUNT: u16 = 3;
+const PURGES: u16 = 7;
 const WRITTEN_OFF: u16 = 12;
 
 const ACCOUNT_NAME: u16 = 1;
@@ -323,6 +358,7 @@ impl State {
             }
             Control::Paused { name } => self.accounts.entry(name.clone()).or_default().paused = true,
             Control::Resumed { name } => self.accounts.entry(name.clone()).or_default().paused = false,
+            Control::Purged { records } => records.iter().for_each(|range| self.purges.insert(range)),
             Control::WrittenOff { segment, records, tally } => {
                 let share = Share { total: *tally, over: records.end.saturating_sub(records.start), before: 0 };
                 let (segment, records) = (*segment, records.clone());
@@ -341,6 +377,26 @@ impl State {
     pub fn lowest_needed(&self) -> Option<u64> {
         let debts = self.accounts.values().map(Account::lowest_needed).min()?;
         Some(debts.min(self.owed_to_nobody().unwrap_or(u64::MAX)))
+    }
+
+    /// Of what was purged, what no backend waits for: it may be erased.
+    #[must_use]
+    pub fn erasable(&self) -> Ranges {
+        let mut erasable = self.purges.clone();
+        for account in self.accounts.values() {
+            let behind = if account.is_removed() { account.end } else { u64::MAX };
+            let open = account.finished.missing_in(account.place..behind.max(account.place));
+            open.for_each(|range| erasable.remove(range));
+        }
+        if let Some(first) = self.owed_to_nobody() {
+            erasable.remove(first..u64::MAX);
+        }
+        erasable
+    }
+
+    /// Notes that records are erased.
+    pub fn erased(&mut self, records: &Ranges) {
+        records.iter().for_each(|range| self.purges.remove(range));
     }
 
     /// Whether all the records that damage took were written off.
@@ -368,9 +424,11 @@ impl State {
         for (name, account) in &self.accounts {
             to.bytes(ACCOUNT, &account.encode(name));
         }
+        if !self.purges.is_empty() {
+            to.u64s(PURGES, &pairs(&self.purges));
+        }
         for (segment, records) in &self.written_off {
-            let records = records.iter().flat_map(|range| [range.start, range.end]);
-            to.u64s(WRITTEN_OFF, &std::iter::once(*segment).chain(records).collect::<Vec<_>>());
+            to.u64s(WRITTEN_OFF, &[&[*segment], &pairs(records)[..]].concat());
         }
         to.finish()
     }
@@ -386,11 +444,10 @@ impl State {
                     let (name, account) = Account::decode(value)?;
                     state.accounts.insert(name, account);
                 }
+                PURGES => state.purges = read_pairs(value)?,
                 WRITTEN_OFF => {
                     let [segment] = tlv::as_u64s(value)?;
-                    let records = value.get(8..).unwrap_or_default().chunks(16);
-                    let records = records.map(|pair| tlv::as_u64s(pair).map(|[start, end]| start..end));
-                    state.written_off.insert(segment, records.collect::<Result<_, _>>()?);
+                    state.written_off.insert(segment, read_pairs(value.get(8..).unwrap_or_default())?);
                 }
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => {}
@@ -502,6 +559,7 @@ mod tests {
             received: Received { requests: 1, refused_too_large: 7, counted_to: 9, ..Received::default() },
             accounts: [("a".to_owned(), account), ("b".to_owned(), Account::from_record(9))].into(),
             written_off: [(3, [5..7, 9..10].into_iter().collect())].into(),
+            purges: [2..4, 8..9].into_iter().collect(),
         };
         assert_eq!(State::decode(&state.encode()), Ok(state));
     }

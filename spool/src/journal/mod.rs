@@ -1,5 +1,6 @@
 //! The journal: a directory of segments with one writer and any number of readers.
 
+mod erase;
 mod known;
 mod pieces;
 mod quarantine;
@@ -27,6 +28,7 @@ use crate::state::State;
 use crate::{Damage, Error, Stream, Tally};
 use known::Known;
 
+pub use erase::Erased;
 pub use reader::{Reader, Step};
 pub use reclaim::{Keep, Reclaimed};
 pub use recover::{Recovery, Torn};

@@ -141,6 +141,15 @@ impl Walked {
 
 /// The pieces of a group whose header is good: what its header counts and can't be read is lost.
 pub(super) fn in_group(file: &SegmentFile, at: u64, group: &Group) -> Result<VecDeque<Piece>, Error> {
+    let pieces = read_group(file, at, group)?;
+    if pieces.iter().all(|piece| !matches!(piece, Piece::Lost(_))) {
+        return Ok(pieces);
+    }
+    // It may have been read in the middle of being purged: its mark from before, its payload from after.
+    read_group(file, at, group)
+}
+
+fn read_group(file: &SegmentFile, at: u64, group: &Group) -> Result<VecDeque<Piece>, Error> {
     let segment = file.stamp.segment;
     let numbers = group.first_record..group.next_record;
     let mut walked = Walked::of(file.records(at, group)?, numbers, segment);

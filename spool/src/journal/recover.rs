@@ -117,6 +117,12 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     // Only now: until the rewritten records were synced, the old segments held their only copy.
     close(&*disk, &mut writer, &closings)?;
     shared.limit_quarantine()?;
+    // What an operator purged, and was not erased before the last process ended.
+    let purged = state.erasable();
+    if !purged.is_empty() {
+        writer.erase(&purged)?;
+        state.erased(&purged);
+    }
     Ok(Opened { writer, shared, state, recovery })
 }
 
@@ -443,24 +449,27 @@ fn take_tail(
 
 /// Whether every frame of a group can be read.
 fn whole(file: &SegmentFile, offset: u64, group: &Group) -> Result<bool, Error> {
-    let mut good = 0;
-    each_good(file, offset, group, |_| good += 1)?;
-    Ok(good == u64::from(group.controls) + group.tally.records)
+    Ok(each_good(file, offset, group, |_| ())? == u64::from(group.controls) + group.tally.records)
 }
 
-/// Shows every frame of a group that can be read.
-fn each_good(file: &SegmentFile, offset: u64, group: &Group, mut show: impl FnMut(Record)) -> Result<(), Error> {
+/// Shows every frame of a group that can be read, but for records that were purged. Returns how many are as they should
+/// be, those included.
+fn each_good(file: &SegmentFile, offset: u64, group: &Group, mut show: impl FnMut(Record)) -> Result<u64, Error> {
+    let mut good = 0;
     let mut walk = |mut frames: Frames| {
         while let Some(frame) = frames.next() {
-            // One that can't be read is missing in the caller's count.
-            if let Some(record) = frame.ok().and_then(|frame| frame.record().ok()) {
+            let Ok(frame) = frame else { continue };
+            if frame.head.purged {
+                good += 1;
+            } else if let Ok(record) = frame.record() {
+                good += 1;
                 show(record);
             }
         }
     };
     walk(file.facts(offset, group)?);
     walk(file.records(offset, group)?);
-    Ok(())
+    Ok(good)
 }
 
 /// What could be read of a last group of which it is not known whether it is on disk.
@@ -486,8 +495,7 @@ impl Doubtful {
             let offset = scan.footer.end;
             doubtful.next_record = group.next_record;
             doubtful.clock_ms = group.at.clock_ms;
-            each_good(&segment.file, offset, &group, |record| doubtful.take(record))?;
-            let good = (doubtful.controls.len() + doubtful.records.len()) as u64;
+            let good = each_good(&segment.file, offset, &group, |record| doubtful.take(record))?;
             let frames = (u64::from(group.controls) + group.tally.records).saturating_sub(good);
             torn = (frames > 0).then_some((frames, offset, group.extent()));
         }
@@ -526,6 +534,7 @@ impl Doubtful {
             // those of one that was refused; those that stand first in a row are of the last write.
             in_a_row &= !frame.head.is_record();
             if let Ok(record) = frame.record()
+                && !frame.head.purged
                 && (in_a_row || frame.head.is_record())
             {
                 self.next_record = self.next_record.max(frame.head.number.saturating_add(1));
