@@ -62,6 +62,7 @@ fn state() -> State {
         facts: 3,
         side_settled: [1..4, 6..9].into_iter().collect(),
         labels: vec![label(5)],
+        ..State::default()
     }
 }
 

@@ -407,9 +407,9 @@ impl Committer {
                 Some(Short::Bytes | Short::Disk) if self.drop_quarantined() => true,
                 Some(Short::Bytes) => self.give_way_in_bytes()?,
                 Some(Short::Traces) => self.give_way_in_traces(asked.traces)?,
+                // Something else fills the disk, and would fill what is freed, too: only what is delivered goes for it.
                 Some(Short::Disk) => self.books_free_the_oldest()?,
-                // Something else fills the disk, and would fill what is freed, too.
-                other => return Ok(other),
+                None => return Ok(None),
             };
             if !gave_way {
                 return Ok(self.short_of(asked));

@@ -177,6 +177,15 @@ impl Opened {
     }
 }
 
+/// Puts the ledger at `path` out of the way, so that the next start builds it again from the journal. Returns where it is
+/// then.
+pub fn set_aside(path: &Path, wall_ns: u64) -> PathBuf {
+    let aside = path.with_extension(format!("damaged-{wall_ns}"));
+    // When even this fails, the next open says so, and the daemon goes on without a ledger.
+    let _ = std::fs::rename(path, &aside);
+    aside
+}
+
 /// Takes from the ledger what it knows better: it is further than the journal's last checkpoint when it has seen more
 /// attempts, of which there are only ever more. What an operator decided stays as the journal has it. Books with other
 /// facts in them than the journal's are of no use: what a limit gave up would be counted twice, or not at all.
