@@ -55,7 +55,7 @@ def test_a_collector_hands_over_every_span_in_every_encoding(make_daemon, make_c
 def test_a_collector_sends_again_what_was_refused_for_now(make_daemon, make_collector, receiver):
     """Its verdict on our refusals: what it takes for a final one it drops."""
     receiver.down()
-    full = {"max_bytes": "4MiB", "segment_bytes": "1MiB", "min_free_disk": "64MiB"}
+    full = {"max_bytes": "16MiB", "segment_bytes": "1MiB", "min_free_disk": "64MiB"}
     daemon = make_daemon([receiver.backend("otlp_grpc")], spool=full).start()
     client, sent = HttpClient(daemon.port), []
     while (answer := client.send((made := make_request(1, padding=65536))[0])).ok:
