@@ -1,10 +1,14 @@
 """Clients below the level of libraries, for requests that no library makes: bytes on sockets, and curl."""
 
+import json
+import os
 import re
 import socket
 import struct
 import subprocess
 from dataclasses import dataclass
+
+from .programs import APPS
 
 EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
@@ -50,14 +54,14 @@ class Curled:
     connects: int
 
 
-def curl(arguments, body=b""):
-    """One request with `body` as its data."""
-    done = subprocess.run(
-        ["curl", "-sS", "--max-time", "60", "--noproxy", "*", "-D", "/dev/stderr", "-w", "\n%{http_version} %{http_code} %{num_connects}", "--data-binary", "@-", *arguments],
-        input=body,
-        capture_output=True,
-        timeout=90,
-    )
+# Headers and trailers to standard error, the body to standard output, and behind it a line of figures.
+CURL = ["-sS", "--max-time", "60", "--noproxy", "*", "-D", "/dev/stderr", "-w", "\n%{http_version} %{http_code} %{num_connects}"]
+
+
+def curl(arguments, body=None):
+    """One request, with `body` as its data."""
+    data = ["--data-binary", "@-"] if body is not None else []
+    done = subprocess.run(["curl", *CURL, *data, *arguments], input=body or b"", capture_output=True, timeout=90)
     content, _, last = done.stdout.rpartition(b"\n")
     assert done.returncode == 0, f"curl ended with {done.returncode}: {done.stderr.decode(errors='replace')}"
     version, status, connects = last.decode().split()
@@ -65,10 +69,25 @@ def curl(arguments, body=b""):
     return Curled(version, int(status), {k.lower(): v for k, v in headers.items()}, content, int(connects))
 
 
-def curl_grpc(port, body, path=EXPORT, **headers):
-    """A gRPC call with these bytes as its body."""
-    more = [x for k, v in headers.items() for x in ("-H", f"{k.replace('_', '-')}: {v}")]
-    return curl(["--http2-prior-knowledge", "-H", "Content-Type: application/grpc", "-H", "TE: trailers", *more, f"http://127.0.0.1:{port}{path}"], body)
+@dataclass
+class Called:
+    """The answer to a gRPC call; `status` as the number on the wire."""
+
+    status: int
+    headers: dict  # and trailers
+    body: bytes
+
+
+def call(port, body, path=EXPORT, socket=None, **headers):
+    """A gRPC call with these bytes as its body; Node's own HTTP/2 is the client."""
+    fields = {":path": path, "content-type": "application/grpc", "te": "trailers", **{k.replace("_", "-"): v for k, v in headers.items()}}
+    what = {"origin": f"http://127.0.0.1:{port}", "socket": socket, "headers": fields}
+    done = subprocess.run(["node", os.path.join(APPS, "http2_call.mjs"), json.dumps(what)], input=body, capture_output=True, timeout=90)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    answer = json.loads(done.stdout)
+    assert answer["headers"].pop(":status") == 200
+    headers = {**answer["headers"], **answer["trailers"]}
+    return Called(int(headers["grpc-status"]), headers, bytes.fromhex(answer["body"]))
 
 
 class Http2:
@@ -102,6 +121,16 @@ class Http2:
         assert len(name) < 127 and len(value) < 127
         return bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
 
+    def until_end_of(self, stream):
+        """The frames that answer this stream, as kind and payload."""
+        frames = []
+        while True:
+            kind, flags, of, payload = self.read()
+            if of == stream and kind != self.WINDOW_UPDATE:
+                frames.append((kind, payload))
+                if kind == self.RST_STREAM or flags & 1:
+                    return frames
+
     def call(self, path=EXPORT, data=b"", end=False, content_type="application/grpc", **headers):
         """Opens a stream and sends the beginning of its body; returns the stream."""
         stream, self.next = self.next, self.next + 2
@@ -114,4 +143,5 @@ class Http2:
         self.socket.sendall(self._frame(self.DATA, int(end), stream, data))
 
     def close(self):
+        self.stream.close()
         self.socket.close()
