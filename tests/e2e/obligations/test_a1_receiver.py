@@ -13,6 +13,7 @@ from conftest import JSON, LIMIT, REFUSED, exactly, noise, status_of, unique
 from peers.daemon import assert_balanced
 from peers.otlp import PROTOBUF, GrpcClient, HttpClient, make_request, request_as_json
 from peers.raw import call, curl, frame
+from peers.wire import field, varint
 
 
 def zstd(data):
@@ -146,18 +147,6 @@ def test_a1_14_many_calls_on_one_connection_and_many_connections_are_all_served(
         assert all(pool.map(own_connection, more))
     for _, name in [*pairs[::40], *more[::20]]:
         door.span_named(name)
-
-
-def varint(value):
-    out = b""
-    while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
-    return out + bytes([value])
-
-
-def field(number, content):
-    """A field of bytes, a string or a message."""
-    return varint(number << 3 | 2) + varint(len(content)) + content
 
 
 def test_a1_15_unknown_fields_are_kept_byte_for_byte(door):
