@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import socket
 import struct
 import subprocess
@@ -20,6 +21,12 @@ def frame(message, flag=0, length=None):
 
 def connect(port, timeout=30):
     return socket.create_connection(("127.0.0.1", port), timeout)
+
+
+def is_readable(connection):
+    poll = select.poll()  # select itself can't take descriptors past 1,023
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def head(path="/v1/traces", method="POST", version="1.1", **headers):
@@ -98,18 +105,42 @@ class Http2:
     def __init__(self, port):
         self.socket = connect(port)
         self.next = 1
+        self.kept = []  # frames that were read while another was waited for
+        self.windows = {0: 65_535}  # what may be sent, on the connection (0) and on each stream
         self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + self._frame(self.SETTINGS, 0, 0, b""))
-        self.stream = self.socket.makefile("rb")
-        assert self.read()[0] == self.SETTINGS
+        kind, _, _, settings = self.read()
+        assert kind == self.SETTINGS
+        values = dict(struct.unpack(">HI", settings[n : n + 6]) for n in range(0, len(settings), 6))
+        self.first_window = values.get(4, 65_535)
         # Its windows hold from here on.
         self.socket.sendall(self._frame(self.SETTINGS, 1, 0, b""))
 
+    def _exactly(self, size):
+        data = b""
+        while len(data) < size:
+            piece = self.socket.recv(size - len(data))
+            if not piece:
+                raise EOFError("the connection ended")
+            data += piece
+        return data
+
     def read(self):
         """The next frame: kind, flags, stream, payload. Headers stay compressed."""
-        start = self.stream.read(9)
-        if len(start) < 9:
-            raise EOFError("the connection ended")
-        return start[3], start[4], int.from_bytes(start[5:]), self.stream.read(int.from_bytes(start[:3]))
+        start = self._exactly(9)
+        kind, flags, stream, payload = start[3], start[4], int.from_bytes(start[5:]), self._exactly(int.from_bytes(start[:3]))
+        if kind == self.WINDOW_UPDATE and stream in self.windows:
+            self.windows[stream] += int.from_bytes(payload)
+        return kind, flags, stream, payload
+
+    def is_answered(self, stream):
+        """Whether the answer has begun; waits for nothing."""
+        while not any(of == stream for _, _, of, _ in self.kept) and is_readable(self.socket):
+            self._keep(self.read())
+        return any(of == stream for _, _, of, _ in self.kept)
+
+    def _keep(self, frame):
+        if frame[0] not in (self.WINDOW_UPDATE, self.SETTINGS):
+            self.kept.append(frame)
 
     @staticmethod
     def _frame(kind, flags, stream, payload):
@@ -123,9 +154,9 @@ class Http2:
 
     def until_end_of(self, stream):
         """The frames that answer this stream, as kind and payload."""
-        frames = []
+        frames, kept = [], [f for f in self.kept if f[2] == stream]
         while True:
-            kind, flags, of, payload = self.read()
+            kind, flags, of, payload = kept.pop(0) if kept else self.read()
             if of == stream and kind != self.WINDOW_UPDATE:
                 frames.append((kind, payload))
                 if kind == self.RST_STREAM or flags & 1:
@@ -136,12 +167,20 @@ class Http2:
         stream, self.next = self.next, self.next + 2
         fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "localhost", "content-type": content_type, "te": "trailers", **headers}
         block = b"".join(self._field(k.replace("_", "-"), v) for k, v in fields.items())
-        self.socket.sendall(self._frame(self.HEADERS, 4, stream, block) + self._frame(self.DATA, int(end), stream, data))
+        self.socket.sendall(self._frame(self.HEADERS, 4, stream, block))
+        self.windows[stream] = self.first_window
+        self.data(stream, data, end)
         return stream
 
     def data(self, stream, data, end=False):
+        """Sends it as soon as the windows allow. An answer that comes before is a ConnectionError."""
+        while min(self.windows[0], self.windows[stream]) < len(data):
+            self._keep(self.read())
+            if any(of == stream for _, _, of, _ in self.kept):
+                raise ConnectionError("answered before all was sent")
+        self.windows[0] -= len(data)
+        self.windows[stream] -= len(data)
         self.socket.sendall(self._frame(self.DATA, int(end), stream, data))
 
     def close(self):
-        self.stream.close()
         self.socket.close()
