@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import gzip
+import http.client
 import resource
 import threading
 import time
@@ -251,3 +252,40 @@ def test_bodies_have_a_deadline_and_a_least_rate(make_daemon, receiver):
     wait_until(lambda: receiver.has(ids), "the steady one's span arrives")
     for client in [*silent, *trickling, steady]:
         client.close()
+
+
+def test_a_stop_does_not_wait_for_whoever_is_slow_and_nobody_is_told_to_drop_anything(make_daemon, receiver):
+    daemon = with_limits(make_daemon, receiver, 8, 64)
+    slow = [Slow(daemon.port, MIB, ["http", "grpc"][n % 2]) for n in range(50)]
+    for client in slow:
+        client.send(bytes(10_000))
+    acknowledged, refusals, done = [], [], threading.Event()
+
+    def go_on(client):
+        while not done.is_set():
+            request, ids = make_request(1)
+            try:
+                answer = client.send(request)
+            except OSError:
+                return  # closed: every SDK comes again
+            except http.client.HTTPException:
+                return
+            if answer.ok:
+                acknowledged.extend(ids)
+            else:
+                refusals.append(answer.status)
+                return
+
+    clients = [HttpClient(daemon.port, timeout=30) for _ in range(4)] + [GrpcClient(daemon.port, timeout=30) for _ in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(len(clients)) as pool:
+        ends = [pool.submit(go_on, c) for c in clients]
+        wait_until(lambda: len(acknowledged) > 50, "requests are taken")
+        daemon.terminate()  # says so when it takes more than ten seconds
+        done.set()
+        for end in ends:
+            end.result(60)
+    assert set(refusals) <= {503, "UNAVAILABLE"}, refusals
+    for client in [*slow, *clients]:
+        client.close()
+    daemon.start()
+    wait_until(lambda: receiver.has(acknowledged), "what was acknowledged is delivered")
