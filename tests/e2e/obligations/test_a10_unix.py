@@ -7,8 +7,8 @@ import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
-from conftest import unique
 from peers import wait_until
+from peers.door import unique
 from peers.otlp import PROTOBUF
 from peers.programs import as_spans, peer, run_program
 from peers.raw import call, curl, frame

@@ -9,8 +9,8 @@ import pyarrow
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 
-from conftest import JSON, LIMIT, REFUSED, exactly, noise, status_of, unique
 from peers.daemon import assert_balanced
+from peers.door import JSON, LIMIT, REFUSED, exactly, noise, status_of, unique
 from peers.otlp import PROTOBUF, GrpcClient, HttpClient, make_request, request_as_json
 from peers.raw import call, curl, frame
 from peers.wire import field, varint

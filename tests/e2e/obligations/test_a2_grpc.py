@@ -8,8 +8,8 @@ from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 
-from conftest import LIMIT, REFUSED, exactly, unique
 from peers import wait_until
+from peers.door import LIMIT, REFUSED, exactly, unique
 from peers.otlp import GrpcClient
 from peers.process import descriptors
 from peers.raw import Http2, call, frame

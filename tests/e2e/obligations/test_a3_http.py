@@ -7,8 +7,8 @@ import zlib
 
 import pytest
 
-from conftest import JSON, LIMIT, REFUSED, exactly, noise, status_of, unique
 from peers import wait_until
+from peers.door import JSON, LIMIT, REFUSED, exactly, noise, status_of, unique
 from peers.otlp import PROTOBUF, Answer, request_as_json
 from peers.process import descriptors
 from peers.raw import connect, curl, head, read_response

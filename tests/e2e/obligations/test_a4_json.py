@@ -8,8 +8,8 @@ import uuid
 import pytest
 from opentelemetry.proto.trace.v1 import trace_pb2 as trace
 
-from conftest import JSON, REFUSED, status_of
 from peers import SEED, wait_until
+from peers.door import JSON, REFUSED, status_of
 from peers.otlp import make_request, request_as_json
 
 TRACE_ID, SPAN_ID = "0123456789abcdefABCDEF0123456789", "00000000000000Ff"

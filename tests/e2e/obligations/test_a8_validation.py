@@ -2,7 +2,7 @@
 
 import pytest
 
-from conftest import REFUSED, status_of, unique
+from peers.door import REFUSED, status_of, unique
 from peers.wire import EGROUP, I32, I64, LEN, SGROUP, VARINT, field, in_request, in_span, in_value, tag, varint
 
 

@@ -1,19 +1,19 @@
-"""One daemon for the tests of a module: they only send, and look at what arrives at its backend."""
+"""One daemon for all tests of a module: they only send, and look at what arrives at its backend."""
 
 import os
 import uuid
 
-import pytest
+from google.protobuf import json_format
 from google.rpc import status_pb2
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 
-from peers import wait_until
-from peers.daemon import Daemon, remove_directory, short_directory
-from peers.otlp import PROTOBUF, GrpcClient, HttpClient, make_request
-from peers.otlp_receiver import OtlpReceiver
+from . import wait_until
+from .otlp import PROTOBUF, GrpcClient, HttpClient, make_request
 
 JSON = "application/json"
 LIMIT = 1 << 20
+# The name of spans that must never arrive.
+REFUSED = "refused"
 
 
 class Door:
@@ -56,37 +56,6 @@ class Door:
         return self.daemon.status()["received"]["refused"]
 
 
-@pytest.fixture(scope="module")
-def door(binary):
-    directory = short_directory()
-    receiver = OtlpReceiver().up()
-    daemon = Daemon(binary, directory, [receiver.backend("otlp_http", compression="none")])
-    daemon.listen_also()
-    daemon.config["receive"]["max_request_bytes"] = "1MiB"
-    daemon.write_config()
-    try:
-        daemon.start()
-        yield Door(daemon, receiver)
-        # Whatever was sent, nothing was lost and nothing of a refused request was shipped (R10).
-        account = daemon.wait_drained()
-        assert account["delivered"]["spans"] == account["owed"] == len(receiver.spans)
-        assert not [s.name for s in receiver.spans if s.name == REFUSED]
-    finally:
-        daemon.stop_anyway()
-        receiver.down()
-        remove_directory(directory)
-
-
-@pytest.fixture(autouse=True)
-def log_of_the_door(request):
-    if "door" in request.fixturenames:
-        request.node.logs = [("log of the daemon", request.getfixturevalue("door").daemon.log)]
-
-
-# The name of spans that must never arrive.
-REFUSED = "refused"
-
-
 def unique(**more):
     """A request of one span whose name nobody else uses; returns message and name."""
     name = uuid.uuid4().hex
@@ -111,8 +80,6 @@ def status_of(answer):
     if answer.headers["content-type"] == PROTOBUF:
         return status_pb2.Status.FromString(answer.body)
     assert answer.headers["content-type"] == JSON, answer.headers
-    from google.protobuf import json_format
-
     return json_format.Parse(answer.body, status_pb2.Status())
 
 
