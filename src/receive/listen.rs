@@ -435,6 +435,11 @@ mod tests {
             max_request_bytes: 1 << 20,
             max_in_flight_bytes: 1 << 24,
             insecure: false,
+            tls: None,
+            token_file: None,
+            keep_headers: Vec::new(),
+            other_signals: config::OtherSignals::Accept,
+            allow_uids: None,
             socket: socket(&directory.join("spool.sock")),
         }
     }
