@@ -25,6 +25,9 @@ mod rpc;
 /// Sent as `User-Agent`, as the exporter specification asks ("OpenTelemetry Protocol Exporter, User Agent").
 const USER_AGENT: &str = concat!("tracespool/", env!("CARGO_PKG_VERSION"));
 
+/// Ids of the daemons that a request passed, for the detection of loops.
+pub const VIA: &str = "x-tracespool-via";
+
 /// Time beyond the deadline that is given to an attempt for coming to its own conclusion, such as an answer whose
 /// status is known though its body never ended. Only work that nobody can interrupt ever needs it.
 const GRACE: Duration = Duration::from_millis(500);

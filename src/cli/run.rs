@@ -6,12 +6,15 @@ use crate::config::{self, Environment, Overrides};
 use crate::daemon::notify::Notify;
 use crate::daemon::{self, Fatal};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::receive::{BindError, Inherited};
 
 #[derive(Debug, Args)]
 pub(super) struct Run {}
 
 impl Run {
     pub(super) fn run(self, overrides: &Overrides, environment: &Environment) -> Outcome {
+        let inherited = Inherited::of_process(environment.get("LISTEN_PID"), environment.pid)
+            .map_err(|source| Failure::new(Exit::Configuration, BindError::Inherited { source }))?;
         let loaded = config::load(overrides, environment)?;
         crate::log::init(&loaded.config.log, environment).map_err(|error| Failure::new(Exit::Bug, error))?;
         for warning in &loaded.warnings {
@@ -19,14 +22,13 @@ impl Run {
         }
         let socket = environment.get("NOTIFY_SOCKET").map(str::to_owned);
         let notify = Notify::from(socket, environment.get("WATCHDOG_USEC"));
-        daemon::run(&loaded, &notify).map_err(|fatal| Failure::new(exit(&fatal), &fatal))
+        daemon::run(&loaded, inherited, &notify).map_err(|fatal| Failure::new(exit(&fatal), &fatal))
     }
 }
 
 /// What each end means to scripts and to systemd.
 fn exit(fatal: &Fatal) -> Exit {
     use crate::daemon::state_dir::StateDirError;
-    use crate::receive::BindError;
     match fatal {
         Fatal::StateDir(StateDirError::Locked { .. }) => Exit::TryLater,
         Fatal::StateDir(StateDirError::Newer { .. } | StateDirError::Foreign { .. })
@@ -40,6 +42,9 @@ fn exit(fatal: &Fatal) -> Exit {
         Fatal::Bind(BindError::InUse { .. }) => Exit::AddressInUse,
         // An address that is not there yet may come; a restart finds out.
         Fatal::Bind(BindError::Io { .. }) => Exit::Unavailable,
+        Fatal::Bind(BindError::Token { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Exit::NotPermitted
+        }
         Fatal::Bind(_) | Fatal::Backend { .. } => Exit::Configuration,
         Fatal::System { .. } => Exit::Bug,
     }

@@ -19,7 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::json::{JsonError, Writer, double, from_hex, integer};
 use super::token::Reader;
-use super::validate::{MAX_BYTES, MAX_DEPTH, MAX_MESSAGES};
+use super::validate::{MAX_BYTES, MAX_DEPTH};
 
 /// A trace on the wire, and what it says about its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +137,10 @@ const FLAGS: u32 = 256;
 
 /// Longest experiment id; MLflow's are numbers.
 const LONGEST_EXPERIMENT: usize = 250;
+
+/// Spans, attributes, values, events and links. Small ones cost more memory than their text, for which the request was
+/// charged. Far more than a trace has: the SDK itself could not upload half of it.
+const MOST_PARTS: usize = 1 << 20;
 
 /// More tags than any server takes for one trace.
 const MOST_TAGS: usize = 10_000;
@@ -322,9 +326,8 @@ fn write_list<'a>(
     Ok(())
 }
 
-/// Small values cost more memory than text: the number of messages is limited before the validator counts them.
 fn check_size(reader: &Reader<'_>, writer: &Writer) -> Result<(), JsonError> {
-    if writer.messages() > MAX_MESSAGES as usize {
+    if writer.messages() > MOST_PARTS {
         return Err(reader.error("the trace has too many parts for one request"));
     }
     Ok(())
@@ -717,10 +720,7 @@ mod tests {
                 format!(r#"{{"info":{{"tags":{{{}"a":""}}}},"spans":[{{}}]}}"#, r#""a":"","#.repeat(MOST_TAGS)),
                 "many tags",
             ),
-            (
-                span(&format!(r#""attributes":{{{}"a":1}},"#, r#""a":1,"#.repeat(MAX_MESSAGES as usize / 2))),
-                "many parts",
-            ),
+            (span(&format!(r#""attributes":{{{}"a":1}},"#, r#""a":1,"#.repeat(MOST_PARTS / 2))), "many parts"),
             (span(r#""start_time_unix_nano":-1,"#), "nanoseconds"),
             (span(r#""start_time_unix_nano":1.5,"#), "nanoseconds"),
             (span(&format!(r#""events":[{{"attributes":{{"a":{}1{}}}}}],"#, "[".repeat(60), "]".repeat(60))), "deeply"),
