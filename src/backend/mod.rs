@@ -39,6 +39,8 @@ pub struct Batch {
     pub requests: Vec<Bytes>,
     /// The experiment that the records name; `None` for the backend's own. All requests of a batch share it.
     pub experiment: Option<String>,
+    /// Sent with the request: the headers that the app sent and the operator keeps, and [`VIA`].
+    pub headers: Vec<(String, String)>,
     /// Spans in all requests.
     pub spans: u64,
 }

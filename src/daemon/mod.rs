@@ -169,7 +169,7 @@ impl Built {
         let config = &loaded.config;
         let Self { doors, admin, journal, side, ledger, accounts, clock, backends, state_dir } = self;
         let ledger = ledger.map(Arc::new);
-        let id = state_dir.id()?;
+        let id: Arc<str> = state_dir.id()?.into();
         let (stop_doors, doors_stopped) = watch::channel(false);
         let (stop_lanes, lanes_stopped) = watch::channel(false);
         let (jobs, waiting) = mpsc::channel(JOBS);
@@ -192,6 +192,7 @@ impl Built {
             let place = journal.state.accounts.get(&settings.name).map_or(1, |account| account.place);
             let lane = Lane::new(LaneParts {
                 name: settings.name.clone(),
+                id: Arc::clone(&id),
                 backend,
                 delivery: settings.delivery.clone(),
                 reader: journal.shared.reader(place),

@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -64,18 +64,7 @@ pub(crate) fn open_as(
     change: impl FnOnce(&mut config::Receive),
 ) -> Open {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut config = config::Receive {
-        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-        max_request_bytes,
-        max_in_flight_bytes,
-        insecure: false,
-        tls: None,
-        token_file: None,
-        keep_headers: Vec::new(),
-        other_signals: config::OtherSignals::Accept,
-        allow_uids: None,
-        socket: config::Socket { path: directory.path().join("spool.sock"), mode: 0o600, group: None },
-    };
+    let mut config = receive(directory.path(), max_request_bytes, max_in_flight_bytes);
     change(&mut config);
     let doors = Doors::bind(&config, Inherited::default()).expect("the doors are bound");
     let (sender, jobs) = mpsc::channel(1024);
@@ -88,6 +77,22 @@ pub(crate) fn open_as(
     let socket = doors.socket().to_owned();
     let served = doors.serve(Arc::new(reception), stopped).expect("the doors are open");
     Open { address, socket, budget, received, stop, served, jobs, _directory: directory }
+}
+
+/// Settings of doors whose socket is in `directory`.
+pub(crate) fn receive(directory: &Path, max_request_bytes: u64, max_in_flight_bytes: u64) -> config::Receive {
+    config::Receive {
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        max_request_bytes,
+        max_in_flight_bytes,
+        insecure: false,
+        tls: None,
+        token_file: None,
+        keep_headers: Vec::new(),
+        other_signals: config::OtherSignals::Accept,
+        allow_uids: None,
+        socket: config::Socket { path: directory.join("spool.sock"), mode: 0o600, group: None },
+    }
 }
 
 impl Open {
