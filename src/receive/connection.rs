@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
 
+use super::authority::NamedAuthority;
 use super::bare::WithBodies;
 use super::service::{self, Peer};
 use super::{Reception, lines};
@@ -87,7 +88,7 @@ pub(super) async fn serve<I>(
         let refused = reception.admit_user(uid).err();
         lines::serve(io, uid, refused, reception, stop).await;
     } else {
-        speak_http(protocol, io, peer, reception, stop).await;
+        speak_http(protocol, NamedAuthority::new(io), peer, reception, stop).await;
     }
 }
 

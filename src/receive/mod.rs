@@ -1,7 +1,7 @@
 //! The doors: what listens, what a request must look like, and what is answered.
 //!
 //! In the order of a request's life: [`listen`] binds and accepts, or takes what systemd bound (`inherited`);
-//! `connection` speaks HTTP/1.1 and HTTP/2 on what was accepted, below `tls` where that is set, and `lines` JSON lines
+//! `connection` speaks HTTP/1.1 and HTTP/2 on what was accepted (with what `authority` and `bare` put right), below `tls` where that is set, and `lines` JSON lines
 //! on a Unix socket; `service` lets in who may (`origin`, `token`) and tells gRPC from HTTP; `grpc` and `http` know the
 //! two protocols; `body` and `coding` turn what arrives into bytes within the limits; `hand_over` validates them, with
 //! what the headers say (`via`), and gives them to the intake; and `refusal` says what the answer is when one of them
@@ -9,6 +9,7 @@
 //!
 //! Nothing here knows where records go: the doors end at the intake.
 
+mod authority;
 mod bare;
 mod body;
 mod budget;
