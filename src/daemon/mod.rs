@@ -461,7 +461,7 @@ fn greet(loaded: &Loaded, addresses: &[std::net::SocketAddr], socket: &str) {
     for address in addresses {
         info!("listening on {address} (OTLP over gRPC and HTTP)");
     }
-    info!("listening on {socket} (OTLP over gRPC and HTTP)");
+    info!("listening on {socket} (OTLP over gRPC and HTTP, and JSON lines)");
     info!("storing in {} (at most {})", config.state_dir.display(), bytesize::ByteSize(config.spool.max_bytes));
     for backend in &config.backends {
         info!("shipping to {} ({})", backend.name, loaded.place(backend));

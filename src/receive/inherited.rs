@@ -36,4 +36,9 @@ impl Inherited {
         }
         Ok(inherited)
     }
+
+    /// Whether there were none.
+    pub fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.unix.is_empty()
+    }
 }
