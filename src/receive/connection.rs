@@ -75,7 +75,8 @@ pub(super) async fn serve<I>(
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Peer::Unix { uid } = peer else { return speak_http(protocol, io, peer, reception, stop).await };
-    let mut io = BufReader::new(io);
+    // Small: it is there for the first byte, and whoever reads more reads past it.
+    let mut io = BufReader::with_capacity(256, io);
     let first = tokio::select! {
         () = stopped(&mut stop) => return,
         first = timeout(IDLE_TIME, io.fill_buf()) => match first {
