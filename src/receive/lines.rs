@@ -229,7 +229,12 @@ pub(super) fn is_begun_by(first: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::DuplexStream;
+
     use super::*;
+    use crate::config;
+    use crate::intake::Intake;
+    use crate::receive::Budget;
 
     #[test]
     fn lines_and_requests_are_told_apart() {
@@ -239,6 +244,80 @@ mod tests {
         for request in ["POST / HTTP/1.1", "GET /", "PRI * HTTP/2.0", "hello", "\0"] {
             assert!(!is_begun_by(request.as_bytes()[0]), "{request:?}");
         }
+    }
+
+    fn reception() -> Arc<Reception> {
+        let config = config::Receive {
+            listen: Vec::new(),
+            max_request_bytes: 1 << 20,
+            max_in_flight_bytes: 1 << 24,
+            insecure: false,
+            tls: None,
+            token_file: None,
+            keep_headers: Vec::new(),
+            other_signals: config::OtherSignals::Accept,
+            socket: config::Socket { path: "/nowhere".into(), mode: 0, group: None },
+            allow_uids: None,
+        };
+        let (jobs, _) = mpsc::channel(1);
+        let budget = Budget::new(config.max_in_flight_bytes);
+        let reception = Reception::new(&config, "id", Intake::new(jobs), budget, Arc::default());
+        Arc::new(reception.expect("a reception"))
+    }
+
+    /// A connection in memory, served until it ends.
+    fn serving() -> (DuplexStream, tokio::task::JoinHandle<()>, watch::Sender<bool>, Arc<Reception>) {
+        let (client, server) = tokio::io::duplex(1 << 10);
+        let (stop, stopped) = watch::channel(false);
+        let reception = reception();
+        let served = tokio::spawn(serve(BufReader::new(server), None, None, Arc::clone(&reception), stopped));
+        (client, served, stop, reception)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_trickles_is_given_up() {
+        let (client, served, _stop, reception) = serving();
+        let (mut reader, mut writer) = tokio::io::split(client);
+        let trickle = tokio::spawn(async move {
+            while writer.write_all(b"{").await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        let begun = tokio::time::Instant::now();
+        let mut answers = String::new();
+        reader.read_to_string(&mut answers).await.expect("text");
+        assert_eq!(answers, refusal(&Problem::slow()));
+        // The same patience as with a body.
+        assert_eq!(begun.elapsed().as_secs(), 30);
+        served.await.expect("it ends");
+        assert_eq!(reception.budget.used(), 0);
+        trickle.await.expect("it ends when nobody reads");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_without_a_line_is_let_go() {
+        let (mut client, served, _stop, _) = serving();
+        let begun = tokio::time::Instant::now();
+        client.write_all(b"{}\n \n").await.expect("written");
+        let mut answers = String::new();
+        client.read_to_string(&mut answers).await.expect("text");
+        assert_eq!(answers, "{\"ok\":true,\"record\":null}\n");
+        assert_eq!(begun.elapsed(), IDLE_TIME);
+        drop(client);
+        served.await.expect("it ends");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_reads_no_answer_is_given_up() {
+        let (mut client, served, _stop, reception) = serving();
+        // More answers than the connection holds, and lines behind them for as long as they are taken.
+        let sent = tokio::spawn(async move {
+            while client.write_all(b"x\n{}\n").await.is_ok() {}
+            client
+        });
+        served.await.expect("it ends");
+        drop(sent.await.expect("nobody reads any more"));
+        assert_eq!(reception.budget.used(), 0);
     }
 
     #[test]
