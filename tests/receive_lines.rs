@@ -221,18 +221,20 @@ async fn a_client_in_a_hurry_is_slowed_down() {
         }
         writer
     });
-    // Nothing is answered: the window fills and then stays as it is.
+    // Nothing is answered: the window of 8 MiB fills, and then no line is taken any more, however long one looks.
     let mut jobs = Vec::new();
-    for _ in 0..8 {
+    for _ in 0..9 {
         jobs.push(doors.job().await);
     }
+    let one_more = tokio::time::timeout(std::time::Duration::from_secs(1), doors.jobs.recv()).await;
+    assert!(one_more.is_err(), "the window has room for nine such lines");
     let (_, none) = tokio::sync::mpsc::channel(1);
     let mut rest = std::mem::replace(&mut doors.jobs, none);
     tokio::spawn(async move {
         for (record, job) in (1..).zip(jobs) {
             let _ = job.answer.send(Ok(Receipt { record }));
         }
-        let mut record = 8;
+        let mut record = 9;
         while let Some(job) = rest.recv().await {
             record += 1;
             let _ = job.answer.send(Ok(Receipt { record }));
