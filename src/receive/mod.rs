@@ -31,6 +31,7 @@ mod tls;
 mod token;
 mod via;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use ::http::HeaderName;
@@ -45,6 +46,16 @@ use self::service::Signal;
 use self::token::Token;
 use crate::config::{self, OtherSignals};
 use crate::intake::Intake;
+
+/// What is wrong with the files that the doors need, as far as that can be told without opening them.
+pub fn problems(config: &config::Receive) -> Vec<BindError> {
+    let tls = config.tls.as_ref().and_then(|tls| tls::config(tls).err());
+    tls.into_iter().chain(config.token_file.as_ref().and_then(|path| open_token(path).err())).collect()
+}
+
+fn open_token(path: &Path) -> Result<Token, BindError> {
+    Token::open(path).map_err(|source| BindError::Token { path: path.to_owned(), source })
+}
 
 /// What every door needs to take a request.
 #[derive(Debug)]
@@ -79,10 +90,7 @@ impl Reception {
         budget: Budget,
         received: Arc<Received>,
     ) -> Result<Self, BindError> {
-        let open = |path: &std::path::PathBuf| {
-            Token::open(path).map_err(|source| BindError::Token { path: path.clone(), source })
-        };
-        let token = config.token_file.as_ref().map(open).transpose()?;
+        let token = config.token_file.as_deref().map(open_token).transpose()?;
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let own_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Ok(Self {

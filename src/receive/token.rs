@@ -135,7 +135,16 @@ mod tests {
         for good in ["Bearer s3cret", "bearer  s3cret", "BEARER s3cret "] {
             assert_eq!(token.check(&presenting(good)), Ok(()), "{good}");
         }
-        for bad in ["Bearer", "Bearer ", "Bearer s3cre", "Bearer S3cret", "Bearer s3cret1", "Basic s3cret", "s3cret", "Bearers3cret"] {
+        for bad in [
+            "Bearer",
+            "Bearer ",
+            "Bearer s3cre",
+            "Bearer S3cret",
+            "Bearer s3cret1",
+            "Basic s3cret",
+            "s3cret",
+            "Bearers3cret",
+        ] {
             let problem = token.check(&presenting(bad)).expect_err(bad);
             assert_eq!((problem.http.as_u16(), problem.grpc), (401, Code::Unauthenticated), "{bad}");
             assert!(!problem.message.contains("s3cre"), "{problem:?}");

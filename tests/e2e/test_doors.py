@@ -273,6 +273,27 @@ def test_sdks_pass_tls_and_token(make_daemon, receiver, directory):
     assert out.returncode == 0 and f"https://127.0.0.1:{daemon.port}" in out.stdout and "s3cret" not in out.stdout, out
 
 
+def test_check_looks_into_the_files_of_the_doors(make_daemon, receiver, directory):
+    wrong = os.path.join(directory, "wrong")
+    with open(wrong, "w") as f:
+        f.write("not one word\n")
+    daemon = make_daemon([receiver.backend("otlp_http")])
+    daemon.config["receive"] |= {"tls": {"cert": wrong, "key": wrong}, "token_file": wrong}
+    daemon.write_config()
+    done = daemon.cli("check")
+    assert done.returncode == 78, done
+    assert "receive.tls" in done.stderr and "receive.token_file" in done.stderr and "one word" not in done.stderr, done
+    assert daemon.spawn().wait(PATIENCE) == 78, "and the daemon does not start with them"
+
+
+def test_other_signals_are_said_once(make_daemon, receiver):
+    daemon = make_daemon([receiver.backend("otlp_http")]).start()
+    for path in ["/v1/metrics", "/v1/logs"] * 3:
+        assert HttpClient(daemon.port, path).send(b"").ok
+    assert daemon.log().count("an app sends metrics") == 1 and daemon.log().count("an app sends logs") == 1, daemon.log()
+    assert daemon.status()["spool"]["records"] == 0
+
+
 # --- what is passed on ---
 
 
