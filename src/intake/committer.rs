@@ -462,6 +462,8 @@ impl Committer {
                 door: submission.door,
                 experiment: submission.experiment,
                 workspace: submission.workspace,
+                headers: submission.headers,
+                via: submission.via,
                 peer_uid: submission.peer_uid,
                 ..Envelope::default()
             },

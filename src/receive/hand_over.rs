@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
+use tokio::task::JoinHandle;
 
 use super::budget::Charge;
 use super::coding::{self, Coding};
 use super::refusal::Problem;
-use super::{Reception, size};
-use crate::intake::{Door, Refusal, Submission};
+use super::{Reception, size, via};
+use crate::intake::{Door, Receipt, Refusal, Submission};
+use crate::otlp::json::JsonError;
+use crate::otlp::trace_json::{Converted, Dialect};
 use crate::otlp::{self, Summary};
 
 /// Up to this size a body is validated where it is: a few hundred microseconds. Longer work goes to a thread of its
@@ -24,6 +27,10 @@ const DECOMPRESSED_INLINE_TO: u64 = 512 << 10;
 /// Longest experiment id or workspace name that is kept; MLflow's own names are shorter.
 const LONGEST_LABEL: usize = 250;
 
+/// Bounds on the headers of one request that are kept, names included.
+const MOST_KEPT: usize = 32;
+const MOST_KEPT_BYTES: usize = 2 << 10;
+
 /// What the body is once it is decompressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
@@ -31,6 +38,8 @@ pub(super) enum Form {
     Protobuf,
     /// The same in OTLP's JSON.
     Json,
+    /// A trace in OTLP's JSON or in MLflow's.
+    AnyJson,
 }
 
 /// What a request says about its traces outside its body.
@@ -38,11 +47,14 @@ pub(super) enum Form {
 pub(super) struct Labels {
     experiment: Option<String>,
     workspace: Option<String>,
+    kept: Vec<(String, String)>,
+    via: Vec<String>,
 }
 
 impl Labels {
     /// Reads the headers, or the gRPC metadata. An empty value is no value: MLflow's SDK sends it for "not set".
-    pub(super) fn read(headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(super) fn read(headers: &HeaderMap, reception: &Reception) -> Result<Self, Problem> {
+        let via = via::read(headers, &reception.id)?;
         let label = |name: &'static str| match headers.get(name).map(|value| value.as_bytes().trim_ascii()) {
             None | Some([]) => Ok(None),
             Some(value) if value.len() <= LONGEST_LABEL && value.iter().all(u8::is_ascii_graphic) => {
@@ -52,8 +64,37 @@ impl Labels {
                 "the header {name} has more than {LONGEST_LABEL} characters, or others than visible ASCII"
             ))),
         };
-        Ok(Self { experiment: label("x-mlflow-experiment-id")?, workspace: label("x-mlflow-workspace")? })
+        Ok(Self {
+            experiment: label("x-mlflow-experiment-id")?,
+            workspace: label("x-mlflow-workspace")?,
+            kept: kept(headers, &reception.keep_headers)?,
+            via,
+        })
     }
+}
+
+/// The headers of these names, every value of them, in the order of the names. They are part of where a trace belongs:
+/// one that can't be kept is a reason to refuse, not to go on without it.
+fn kept(headers: &HeaderMap, names: &[HeaderName]) -> Result<Vec<(String, String)>, Problem> {
+    let mut kept = Vec::new();
+    let mut bytes = 0;
+    for name in names {
+        for value in headers.get_all(name) {
+            let text = value.to_str().map_err(|_| {
+                Problem::invalid(format!(
+                    "the header {name} has other characters than visible ASCII, and is to be kept"
+                ))
+            })?;
+            bytes += name.as_str().len() + text.len();
+            if bytes > MOST_KEPT_BYTES || kept.len() == MOST_KEPT {
+                return Err(Problem::invalid(format!(
+                    "the headers to be kept are more than {MOST_KEPT}, or have more than {MOST_KEPT_BYTES} bytes"
+                )));
+            }
+            kept.push((name.as_str().to_owned(), text.to_owned()));
+        }
+    }
+    Ok(kept)
 }
 
 /// A body with all that is known about it.
@@ -71,11 +112,37 @@ pub(super) struct Parcel {
 /// Returns when the traces are durable, or right away when there are none: an envelope without spans is a success and
 /// leaves nothing to keep (OTLP specification, "Empty Telemetry Envelopes").
 ///
-/// The hand-over itself runs in a task of its own. A client that leaves while it waits cancels its handler, but not
+/// Returns the number of the record, if there is one.
+pub(super) async fn hand_over(reception: &Reception, parcel: Parcel) -> Result<Option<u64>, Problem> {
+    begin(reception, parcel).await?.finish().await
+}
+
+/// Traces on their way to the disk.
+pub(super) enum Pending {
+    /// There were none.
+    Nothing,
+    /// Ends when they are durable, or refused after all.
+    Record(JoinHandle<Result<Receipt, Refusal>>),
+}
+
+impl Pending {
+    /// The number of the record, once it is durable.
+    pub(super) async fn finish(self) -> Result<Option<u64>, Problem> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Record(submitted) => Ok(finished(submitted.await)??.record),
+        }
+    }
+}
+
+/// Returns when the traces have their place in the queue for the disk.
+///
+/// From there on a task of its own waits for the disk. A client that leaves while it waits cancels its handler, but not
 /// the append: the bytes were admitted, the record is written all the same, and the budget is charged until it is.
-pub(super) async fn hand_over(reception: &Reception, parcel: Parcel) -> Result<(), Problem> {
+pub(super) async fn begin(reception: &Reception, parcel: Parcel) -> Result<Pending, Problem> {
     let Parcel { body, coding, form, door, labels, peer_uid, charge } = parcel;
-    let (payload, summary, charge) = prepared(reception, Raw { body, coding, form, charge }).await?;
+    let raw = Raw { body, coding, form, charge, experiment: None };
+    let Prepared { payload, summary, charge, experiment: of_trace } = prepared(reception, raw).await?;
 
     let bytes = size(payload.len());
     let spans = u64::from(summary.spans);
@@ -83,21 +150,20 @@ pub(super) async fn hand_over(reception: &Reception, parcel: Parcel) -> Result<(
     let received = Arc::clone(&reception.received);
     if spans == 0 {
         received.took(0, 0, bytes);
-        return Ok(());
+        return Ok(Pending::Nothing);
     }
-    let Labels { experiment, workspace } = labels;
-    let submission = Submission { payload, summary, door, experiment, workspace, peer_uid };
-    let intake = reception.intake.clone();
-    let submitted = tokio::spawn(async move {
-        let outcome = intake.submit(submission).await;
+    let Labels { experiment, workspace, kept: headers, via } = labels;
+    let experiment = experiment.or(of_trace);
+    let submission = Submission { payload, summary, door, experiment, workspace, headers, via, peer_uid };
+    let answered = reception.intake.enqueue(submission).await?;
+    Ok(Pending::Record(tokio::spawn(async move {
+        let outcome = answered.await.unwrap_or(Err(Refusal::Failed));
         drop(charge);
         if outcome.is_ok() {
             received.took(traces, spans, bytes);
         }
         outcome
-    });
-    finished(submitted.await)??;
-    Ok(())
+    })))
 }
 
 /// A body as it came, and what is held for it.
@@ -106,11 +172,21 @@ struct Raw {
     coding: Coding,
     form: Form,
     charge: Charge,
+    /// Where the trace itself says that it belongs.
+    experiment: Option<String>,
+}
+
+/// A body in the form in which it is stored.
+struct Prepared {
+    payload: Bytes,
+    summary: Summary,
+    charge: Charge,
+    experiment: Option<String>,
 }
 
 /// Brings a body to the form in which it is stored, here when that is quick, else aside in one go: between two waits
 /// for a thread it would hold memory for nothing.
-async fn prepared(reception: &Reception, mut raw: Raw) -> Result<(Bytes, Summary, Charge), Refusal> {
+async fn prepared(reception: &Reception, mut raw: Raw) -> Result<Prepared, Refusal> {
     let limit = reception.max_request_bytes;
     if raw.coding != Coding::Identity && raw.body.len() <= DECOMPRESSED_INLINE {
         let inline = limit.min(DECOMPRESSED_INLINE_TO);
@@ -122,7 +198,7 @@ async fn prepared(reception: &Reception, mut raw: Raw) -> Result<(Bytes, Summary
     }
     let quick = match raw.form {
         Form::Protobuf => VALIDATED_INLINE,
-        Form::Json => TRANSCODED_INLINE,
+        Form::Json | Form::AnyJson => TRANSCODED_INLINE,
     };
     if raw.coding == Coding::Identity && raw.body.len() <= quick {
         raw.finish(limit)
@@ -133,13 +209,16 @@ async fn prepared(reception: &Reception, mut raw: Raw) -> Result<(Bytes, Summary
 
 impl Raw {
     /// All that is left to do.
-    fn finish(mut self, limit: u64) -> Result<(Bytes, Summary, Charge), Refusal> {
+    fn finish(mut self, limit: u64) -> Result<Prepared, Refusal> {
         self.decompress(limit)?;
-        if self.form == Form::Json {
+        if self.form != Form::Protobuf {
             self.transcode(limit)?;
         }
         match otlp::validate(&self.body) {
-            Ok(summary) => Ok((self.body, summary, self.charge)),
+            Ok(summary) => {
+                let Self { body: payload, charge, experiment, .. } = self;
+                Ok(Prepared { payload, summary, charge, experiment })
+            }
             Err(invalid) => Err(Refusal::Invalid(invalid.to_string())),
         }
     }
@@ -153,13 +232,22 @@ impl Raw {
     fn transcode(&mut self, limit: u64) -> Result<(), Refusal> {
         // The wire form is shorter than the JSON it comes from, but for a while both are there.
         self.charge.hold(size(self.body.len()).saturating_mul(2))?;
-        let wire = otlp::json::to_wire(&self.body).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        let wire = self.wire().map_err(|error| Refusal::Invalid(error.to_string()))?;
         if size(wire.len()) > limit {
             return Err(Refusal::TooLarge { limit });
         }
         self.body = wire.into();
         self.form = Form::Protobuf;
         self.charge.hold(size(self.body.len()))
+    }
+
+    fn wire(&mut self) -> Result<Vec<u8>, JsonError> {
+        if self.form == Form::AnyJson && Dialect::of(&self.body)? == Dialect::Mlflow {
+            let Converted { wire, experiment } = otlp::trace_json::to_wire(&self.body)?;
+            self.experiment = experiment;
+            return Ok(wire);
+        }
+        otlp::json::to_wire(&self.body)
     }
 }
 

@@ -87,8 +87,14 @@ async fn take<B>(
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    if let Peer::Tcp { local } = peer {
-        admit(head, local, &reception.own_name)?;
+    match peer {
+        Peer::Tcp { local } => {
+            admit(head, local, &reception.own_name)?;
+            if let Some(token) = &reception.token {
+                token.check(&head.headers)?;
+            }
+        }
+        Peer::Unix { uid } => reception.admit_user(uid)?,
     }
     if is_call {
         grpc::refuse_version(head)?;
