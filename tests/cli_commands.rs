@@ -414,6 +414,31 @@ fn send_offers_again_only_what_was_not_taken() {
     assert_eq!((&sent[20], &sent[21]), (&sent[3], &sent[7]));
 }
 
+/// Goal: a daemon without room costs no more memory than one with room, however long the file is, and what it had no
+/// room for waits for its answer and not for the end of the file.
+#[test]
+fn send_offers_again_before_it_goes_on() {
+    let daemon = Daemon::new(|_, before| if before == 0 { (503, b"full".to_vec()) } else { (200, Vec::new()) });
+    let lines: String = (0..1000).map(|at| format!("{{\"resourceSpans\":[],\"n\":{at}}}\n")).collect();
+    let file = daemon.file("lines.jsonl", lines);
+    assert_ends(&daemon.run(&["send", &file]), 0, "1000 documents are on disk");
+    let sent: Vec<_> = daemon.posts().into_iter().map(|post| post.body).collect();
+    assert_eq!(sent.len(), 1001);
+    let again = sent.iter().rposition(|body| *body == sent[0]).expect("it was sent");
+    assert!((1..=64).contains(&again), "offered again behind {again} others");
+}
+
+/// Goal: who may not write is told so at once, and not once for each document until time is up.
+#[test]
+fn send_stops_where_this_user_may_not_write() {
+    let daemon = Daemon::new(|_, before| match before {
+        0 => (403, b"not among those who may write here (receive.socket.allow_uids)".to_vec()),
+        _ => (0, Vec::new()),
+    });
+    let file = daemon.file("lines.jsonl", format!("{DOCUMENT}\n").repeat(5));
+    assert_ends(&daemon.run(&["send", "--timeout", "300ms", &file]), 77, "receive.socket.allow_uids");
+}
+
 /// Goal: what a connection took with it unanswered is offered again on the next.
 #[test]
 fn send_goes_on_after_a_connection_that_broke() {

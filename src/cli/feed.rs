@@ -115,7 +115,7 @@ impl Feed {
             Form::Line => {
                 let until = Instant::now() + self.timeout;
                 self.put(Offer { line: bytes, place, until }).await;
-                while self.window.len() >= WINDOW || self.window_bytes >= WINDOW_BYTES {
+                while self.is_behind() {
                     self.settle_one().await?;
                 }
                 Ok(())
@@ -150,6 +150,14 @@ impl Feed {
                 Err(Failure::new(exit, format!("the daemon refused {}", count(refused, "document"))))
             }
         }
+    }
+
+    /// Whether nothing more may be put on the way. What was not taken goes first: else a daemon without room would have
+    /// us hold all that there is to read, and let what came first wait for the end of it.
+    fn is_behind(&self) -> bool {
+        let is_full = self.window.len() >= WINDOW || self.window_bytes >= WINDOW_BYTES;
+        let is_in_trouble = !self.again.is_empty() || self.is_broken || self.lines.is_none();
+        !self.window.is_empty() && (is_full || is_in_trouble)
     }
 
     /// Writes a line. A connection that breaks shows when its answer is read.
@@ -193,9 +201,15 @@ impl Feed {
                 } else if answer.retry {
                     self.trouble = (Exit::TryLater, answer.error);
                     self.again.push_back(offer);
+                } else if answer.error.contains("allow_uids") {
+                    // It is about who sends, so the others would fare no better.
+                    self.window.clear();
+                    self.window_bytes = 0;
+                    self.again.clear();
+                    return Err(Failure::new(Exit::NotPermitted, answer.error));
                 } else {
-                    let exit = if answer.error.contains("allow_uids") { Exit::NotPermitted } else { Exit::BadInput };
-                    self.refuse(exit, &offer.place, &answer.error);
+                    self.pause = PAUSES.0;
+                    self.refuse(Exit::BadInput, &offer.place, &answer.error);
                 }
             }
             Err(reason) => {
