@@ -6,6 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// What the stand-in was asked.
 #[derive(Debug, Clone)]
@@ -412,6 +413,54 @@ fn send_offers_again_only_what_was_not_taken() {
     let sent: Vec<_> = daemon.posts().into_iter().map(|post| post.body).collect();
     assert_eq!(sent.len(), 22);
     assert_eq!((&sent[20], &sent[21]), (&sent[3], &sent[7]));
+}
+
+/// Goal: a daemon without room costs no more memory than one with room, however long the file is, and what it had no
+/// room for waits for its answer and not for the end of the file.
+#[test]
+fn send_offers_again_before_it_goes_on() {
+    let daemon = Daemon::new(|_, before| if before == 0 { (503, b"full".to_vec()) } else { (200, Vec::new()) });
+    let lines: String = (0..1000).map(|at| format!("{{\"resourceSpans\":[],\"n\":{at}}}\n")).collect();
+    let file = daemon.file("lines.jsonl", lines);
+    assert_ends(&daemon.run(&["send", &file]), 0, "1000 documents are on disk");
+    let sent: Vec<_> = daemon.posts().into_iter().map(|post| post.body).collect();
+    assert_eq!(sent.len(), 1001);
+    let again = sent.iter().rposition(|body| *body == sent[0]).expect("it was sent");
+    assert!((1..=64).contains(&again), "offered again behind {again} others");
+}
+
+/// Goal: a pipe that is slow takes no time from the daemon: what had no luck while we read is still offered again.
+#[test]
+fn send_is_patient_with_slow_pipes() {
+    let daemon = Daemon::new(|_, before| if before == 0 { (0, Vec::new()) } else { (200, Vec::new()) });
+    let dir = daemon.folder.path().to_str().expect("UTF-8");
+    let mut child = command(&["send", "-", "--timeout", "400ms", "--state-dir", dir])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("started");
+    let mut pipe = child.stdin.take().expect("a pipe");
+    // More than the sender looks at to find out what it is.
+    writeln!(pipe, "{DOCUMENT}{}", " ".repeat(300)).expect("written");
+    while daemon.posts().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Longer than the sender is patient: this is what the test is about.
+    std::thread::sleep(Duration::from_millis(800));
+    drop(pipe);
+    assert_ends(&child.wait_with_output().expect("it ends"), 0, "1 document is on disk");
+}
+
+/// Goal: who may not write is told so at once, and not once for each document until time is up.
+#[test]
+fn send_stops_where_this_user_may_not_write() {
+    let daemon = Daemon::new(|_, before| match before {
+        0 => (403, b"not among those who may write here (receive.socket.allow_uids)".to_vec()),
+        _ => (0, Vec::new()),
+    });
+    let file = daemon.file("lines.jsonl", format!("{DOCUMENT}\n").repeat(5));
+    assert_ends(&daemon.run(&["send", "--timeout", "300ms", &file]), 77, "receive.socket.allow_uids");
 }
 
 /// Goal: what a connection took with it unanswered is offered again on the next.

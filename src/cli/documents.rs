@@ -64,9 +64,13 @@ impl Documents {
         let (prefix, reader) = peek::<256>(decompressed(reader)?)?;
         let line = 1 + count_lines(prefix.split(|byte| !byte.is_ascii_whitespace()).next().unwrap_or_default());
         let kind = match prefix.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            // No message begins like this: there is no such wire type.
+            _ if matches!(prefix[..], [0xef, 0xbb, 0xbf, ..] | [0xfe, 0xff, ..] | [0xff, 0xfe, ..]) => {
+                return Err(content(Some(line), "begins with a byte order mark; write it as UTF-8 without one"));
+            }
             // A protobuf message may begin like text: its first byte is that of a line end, and a length of 123 that
-            // of a brace. But it cannot go on for long without a byte that JSON never contains.
-            _ if prefix.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()) => Kind::Proto,
+            // of a brace. But it cannot go on for long without a byte that JSON never contains; DEL may be in a string.
+            _ if prefix.iter().any(|byte| *byte < b' ' && !byte.is_ascii_whitespace()) => Kind::Proto,
             Some(b'{') | None => Kind::Json,
             Some(b'[') => {
                 return Err(content(
@@ -327,6 +331,12 @@ mod tests {
     }
 
     #[test]
+    fn text_with_the_odd_control_character_is_still_text() {
+        let text = "{\"resourceSpans\":[],\"x\":\"\u{7f}\"}";
+        assert_eq!(all(text.as_bytes()), Ok(vec![(text.to_owned(), Some(1))]));
+    }
+
+    #[test]
     fn what_is_no_trace_says_where_and_why() {
         for (text, words) in [
             ("hello".to_owned(), "line 1: is neither"),
@@ -339,6 +349,7 @@ mod tests {
                 "line 2: is not a trace: the span has no trace_id",
             ),
             ("\n[{}]".to_owned(), "line 2: begins with a list"),
+            (format!("\u{feff}{ONE}"), "line 1: begins with a byte order mark"),
         ] {
             let error = all(text.as_bytes()).expect_err(&text);
             assert!(error.contains(words), "{text}: {error}");

@@ -46,6 +46,8 @@ pub(super) struct Feed {
     /// To be offered again.
     again: VecDeque<Offer>,
     pause: Duration,
+    /// Since when we are with whoever reads the next document.
+    away_since: Instant,
     /// Why something is to be offered again.
     trouble: (Exit, String),
     /// What came of it.
@@ -99,6 +101,7 @@ impl Feed {
             window_bytes: 0,
             again: VecDeque::new(),
             pause: PAUSES.0,
+            away_since: Instant::now(),
             trouble: (Exit::Unavailable, String::new()),
             taken: Taken::default(),
             progress: Progress::new(),
@@ -113,11 +116,13 @@ impl Feed {
         let bytes = Bytes::from(document.bytes);
         match document.form {
             Form::Line => {
+                self.come_back();
                 let until = Instant::now() + self.timeout;
                 self.put(Offer { line: bytes, place, until }).await;
-                while self.window.len() >= WINDOW || self.window_bytes >= WINDOW_BYTES {
+                while self.is_behind() {
                     self.settle_one().await?;
                 }
+                self.away_since = Instant::now();
                 Ok(())
             }
             Form::Protobuf => {
@@ -132,6 +137,7 @@ impl Feed {
     /// # Errors
     /// As [`Feed::offer`].
     pub(super) async fn finish(&mut self) -> Outcome {
+        self.come_back();
         while !self.window.is_empty() {
             self.settle_one().await?;
         }
@@ -150,6 +156,22 @@ impl Feed {
                 Err(Failure::new(exit, format!("the daemon refused {}", count(refused, "document"))))
             }
         }
+    }
+
+    /// The time that it took to read the next document, from a pipe perhaps, is not the daemon's: nothing could be
+    /// offered again meanwhile.
+    fn come_back(&mut self) {
+        let now = Instant::now();
+        let away = now.duration_since(std::mem::replace(&mut self.away_since, now));
+        self.window.iter_mut().for_each(|offer| offer.until += away);
+    }
+
+    /// Whether nothing more may be put on the way. What was not taken goes first: else a daemon without room would have
+    /// us hold all that there is to read, and let what came first wait for the end of it.
+    fn is_behind(&self) -> bool {
+        let is_full = self.window.len() >= WINDOW || self.window_bytes >= WINDOW_BYTES;
+        let is_in_trouble = !self.again.is_empty() || self.is_broken || self.lines.is_none();
+        !self.window.is_empty() && (is_full || is_in_trouble)
     }
 
     /// Writes a line. A connection that breaks shows when its answer is read.
@@ -193,9 +215,15 @@ impl Feed {
                 } else if answer.retry {
                     self.trouble = (Exit::TryLater, answer.error);
                     self.again.push_back(offer);
+                } else if answer.error.contains("allow_uids") {
+                    // It is about who sends, so the others would fare no better.
+                    self.window.clear();
+                    self.window_bytes = 0;
+                    self.again.clear();
+                    return Err(Failure::new(Exit::NotPermitted, answer.error));
                 } else {
-                    let exit = if answer.error.contains("allow_uids") { Exit::NotPermitted } else { Exit::BadInput };
-                    self.refuse(exit, &offer.place, &answer.error);
+                    self.pause = PAUSES.0;
+                    self.refuse(Exit::BadInput, &offer.place, &answer.error);
                 }
             }
             Err(reason) => {

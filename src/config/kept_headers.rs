@@ -9,8 +9,23 @@ use super::settle::Settle;
 const MOST: usize = 16;
 
 /// Words in the names of headers that carry credentials. What is stored in a spool for days is no secret.
-const CREDENTIALS: [&str; 10] =
-    ["auth", "cookie", "api-key", "apikey", "api_key", "token", "secret", "password", "credential", "signature"];
+const CREDENTIALS: [&str; 14] = [
+    "auth",
+    "cookie",
+    "api-key",
+    "apikey",
+    "api_key",
+    "token",
+    "secret",
+    "passw",
+    "credential",
+    "signature",
+    "session",
+    "bearer",
+    "jwt",
+    // The keys of one vendor, in an OTLP header that does not look like one.
+    "honeycomb-team",
+];
 
 /// Headers that belong to one connection or one message, beside the `content-` and `grpc-` ones.
 const OF_THE_MESSAGE: [&str; 15] = [
@@ -57,7 +72,7 @@ fn check(name: &str) -> Result<String, &'static str> {
     if HeaderName::from_bytes(name.as_bytes()).is_err() {
         return Err("is not the name of a header");
     }
-    if CREDENTIALS.iter().any(|word| name.contains(word)) {
+    if CREDENTIALS.iter().any(|word| name.contains(word)) || name.ends_with("key") {
         return Err("names a header that may carry credentials, and those are never stored; give them to the backend");
     }
     if OF_THE_MESSAGE.contains(&name.as_str()) || name.starts_with("content-") || name.starts_with("grpc-") {
@@ -94,6 +109,12 @@ mod tests {
             "x-auth-request-user",
             "X-Amz-Security-Token",
             "x-client-secret",
+            "X-Honeycomb-Team",
+            "signoz-ingestion-key",
+            "Ocp-Apim-Subscription-Key",
+            "x-session-id",
+            "x-jwt-assertion",
+            "x-passwd",
             "Content-Type",
             "grpc-timeout",
             "Host",

@@ -165,17 +165,18 @@ impl Doors {
     /// # Errors
     /// A listener that the runtime does not take.
     pub fn serve(self, reception: Arc<Reception>, stop: watch::Receiver<bool>) -> io::Result<JoinHandle<()>> {
-        let connections = Arc::new(Semaphore::new(most_connections()));
+        let (over_tcp, over_unix) = shares(most_connections());
+        let (over_tcp, over_unix) = (Arc::new(Semaphore::new(over_tcp)), Arc::new(Semaphore::new(over_unix)));
         let mut loops = JoinSet::new();
         let tls = self.tls.map(TlsAcceptor::from);
         for (listener, address) in self.tcp {
             listener.set_nonblocking(true)?;
             let listener = Listener::Tcp(TcpListener::from_std(listener)?, address, tls.clone());
-            loops.spawn(accept(listener, Arc::clone(&connections), Arc::clone(&reception), stop.clone()));
+            loops.spawn(accept(listener, Arc::clone(&over_tcp), Arc::clone(&reception), stop.clone()));
         }
         for door in self.unix {
             let listener = Listener::Unix(door.listener()?, door);
-            loops.spawn(accept(listener, Arc::clone(&connections), Arc::clone(&reception), stop.clone()));
+            loops.spawn(accept(listener, Arc::clone(&over_unix), Arc::clone(&reception), stop.clone()));
         }
         Ok(tokio::spawn(async move {
             while let Some(ended) = loops.join_next().await {
@@ -194,6 +195,13 @@ fn most_connections() -> usize {
     let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let left = descriptors.map_or(MOST_CONNECTIONS, |limit| limit.saturating_sub(OTHER_DESCRIPTORS).max(limit / 2));
     usize::try_from(left.clamp(1, MOST_CONNECTIONS)).unwrap_or(1)
+}
+
+/// How many of them may come over TCP, and how many over Unix sockets. Who they are shows only once they are there, so
+/// strangers who say nothing may shut out the listeners, but never those who may open the spool socket.
+fn shares(most: usize) -> (usize, usize) {
+    let over_unix = (most / 4).max(1);
+    ((most - over_unix).max(1), over_unix)
 }
 
 fn bind_tcp(address: SocketAddr, all: &[SocketAddr]) -> Result<(std::net::TcpListener, SocketAddr), BindError> {
@@ -690,6 +698,13 @@ mod tests {
         assert!(matches!(UnixDoor::bind(&config), Err(BindError::NoGroup { .. })));
         assert!(!path.exists());
         Ok(())
+    }
+
+    #[test]
+    fn each_family_has_connections_of_its_own() {
+        assert_eq!(shares(4096), (3072, 1024));
+        assert_eq!(shares(2), (1, 1));
+        assert_eq!(shares(1), (1, 1));
     }
 
     #[test]

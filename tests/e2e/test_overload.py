@@ -4,13 +4,16 @@ import concurrent.futures
 import contextlib
 import gzip
 import http.client
+import os
 import resource
+import shlex
+import socket
 import threading
 import time
 
 import pytest
 
-from peers import wait_until
+from peers import PATIENCE, wait_until
 from peers.otlp import PROTOBUF, Answer, GrpcClient, HttpClient, make_request
 from peers.process import descriptors, forget_peak, memory
 from peers.raw import Http2, connect, frame, head, is_readable, read_response
@@ -35,6 +38,25 @@ def with_limits(make_daemon, receiver, request, in_flight):
     daemon.config["receive"].update(max_request_bytes=f"{request}MiB", max_in_flight_bytes=f"{in_flight}MiB")
     daemon.write_config()
     return daemon.start()
+
+
+def test_strangers_who_say_nothing_do_not_shut_out_the_spool_socket(make_daemon, receiver, binary, directory):
+    frugal = os.path.join(directory, "with-few-descriptors")
+    with open(frugal, "w") as script:
+        script.write(f'#!/bin/sh\nulimit -n 300\nexec {shlex.quote(str(binary))} "$@"\n')
+    os.chmod(frugal, 0o700)
+    daemon = make_daemon([receiver.backend("otlp_grpc")], binary=frugal).start()
+    with contextlib.ExitStack() as open_ones:
+        # More than are accepted; the others wait in the kernel.
+        for _ in range(200):
+            open_ones.enter_context(connect(daemon.port))
+        # Each is answered while those before it stay.
+        for _ in range(3):
+            client = open_ones.enter_context(socket.socket(socket.AF_UNIX))
+            client.settimeout(PATIENCE)
+            client.connect(os.path.join(daemon.directory, "spool.sock"))
+            client.sendall(b"{}\n")
+            assert client.recv(100) == b'{"ok":true,"record":null}\n'
 
 
 class Slow:
