@@ -54,7 +54,7 @@ mod state;
 mod tally;
 mod tlv;
 
-pub use envelope::{Aside, Door, Envelope, Kind, Reason, SourceRange};
+pub use envelope::{Aside, Call, Door, Envelope, Kind, Reason, SourceRange};
 pub use error::Error;
 pub use frame::Record;
 pub use journal::{

@@ -18,6 +18,11 @@ use super::{Batch, BuildError, Failure, Outcome};
 use crate::config::{Compression, Experiment, Remote};
 use crate::otlp;
 
+mod call;
+mod relay;
+
+pub use relay::Relay;
+
 const EXPERIMENT: HeaderName = HeaderName::from_static("x-mlflow-experiment-id");
 const WORKSPACE: HeaderName = HeaderName::from_static("x-mlflow-workspace");
 
@@ -94,6 +99,10 @@ impl Mlflow {
             (None, Experiment::Id(id)) => id.clone(),
             (None, Experiment::Name(name)) => self.resolve(name, deadline).await?,
         };
+        if let Some(call) = &batch.call {
+            let body = batch.requests.first().cloned().unwrap_or_default();
+            return self.call(call, body, named, &id, deadline).await;
+        }
         let id = HeaderValue::from_str(&id).map_err(|_| Outcome::Refused {
             failure: Failure::new("400", "the record names an experiment id that fits into no header"),
             doubtful: false,

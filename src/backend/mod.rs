@@ -12,6 +12,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config;
 
+pub use mlflow::Relay;
+
 pub mod answer;
 mod connect;
 mod encode;
@@ -38,6 +40,8 @@ pub struct Batch {
     pub experiment: Option<String>,
     /// Spans in all requests.
     pub spans: u64,
+    /// Set when there is one request only, and it is not OTLP but the body of this MLflow call.
+    pub call: Option<spool::Call>,
 }
 
 impl Batch {
@@ -247,6 +251,11 @@ impl Backend {
     /// Looks at the file system; cheap, but not for every record.
     pub fn credentials_changed(&self) -> bool {
         self.headers().is_some_and(connect::Headers::changed)
+    }
+
+    /// Whether this kind of backend has a place for such a record.
+    pub fn takes(&self, kind: spool::Kind) -> bool {
+        matches!(self.kind, Kind::Mlflow(_)) || kind == spool::Kind::OtlpTraces
     }
 
     fn headers(&self) -> Option<&connect::Headers> {

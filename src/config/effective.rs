@@ -25,6 +25,10 @@ pub fn effective(loaded: &Loaded) -> String {
     page.line("insecure", receive.insecure.to_string());
     page.section("[receive.socket]", "receive.socket");
     page.socket("path", &receive.socket);
+    page.section("[receive.mlflow]", "receive.mlflow");
+    page.line("enabled", receive.mlflow.enabled.to_string());
+    page.line("experiment_id", quoted(&receive.mlflow.experiment_id));
+    page.line("forward", receive.mlflow.forward.to_string());
     page.section("[spool]", "spool");
     page.line("max_bytes", quoted(bytes(config.spool.max_bytes)));
     page.line("segment_bytes", quoted(bytes(config.spool.segment_bytes)));

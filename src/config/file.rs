@@ -16,7 +16,6 @@ const NOT_YET: &[&str] = &[
     "receive.keep_headers",
     "receive.other_signals",
     "receive.directory",
-    "receive.mlflow",
     "receive.socket.allow_uids",
     "spool.max_traces",
     "delivery.after_retry_timeout",
@@ -61,6 +60,14 @@ pub(super) struct Receive {
     pub max_in_flight_bytes: Option<Found<u64>>,
     pub insecure: Option<Found<bool>>,
     pub socket: Socket,
+    pub mlflow: Mlflow,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Mlflow {
+    pub enabled: Option<Found<bool>>,
+    pub experiment_id: Option<Found<String>>,
+    pub forward: Option<Found<bool>>,
 }
 
 #[derive(Debug, Default)]
@@ -209,9 +216,20 @@ fn receive(section: Section<'_, '_>) -> Receive {
             inner.finish();
             socket
         },
+        mlflow: mlflow(section.section("mlflow")),
     };
     section.finish();
     receive
+}
+
+fn mlflow(section: Section<'_, '_>) -> Mlflow {
+    let mlflow = Mlflow {
+        enabled: section.boolean("enabled"),
+        experiment_id: section.string("experiment_id"),
+        forward: section.boolean("forward"),
+    };
+    section.finish();
+    mlflow
 }
 
 fn socket(section: &Section<'_, '_>, path: &'static str) -> Socket {

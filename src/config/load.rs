@@ -11,7 +11,7 @@ use super::section::{At, Found};
 use super::settle::Settle;
 use super::{
     Admin, Backend, Config, DeadLetters, Delivery, Environment, Finding, Log, LogFormat, Mistakes, Origin, Origins,
-    Receive, Socket, Spool, Target, backends, file,
+    MlflowCalls, Receive, Socket, Spool, Target, backends, file,
 };
 
 const KIB: u64 = 1 << 10;
@@ -174,6 +174,7 @@ fn build(written: file::Config, overrides: &Overrides, places: &Places, settle: 
     };
     let receive = Receive {
         socket: socket(&doors.spool, receive.socket.mode, receive.socket.group, 0o660, settle),
+        mlflow: build_mlflow(receive.mlflow, settle),
         ..build_receive(
             receive.listen,
             receive.insecure,
@@ -306,9 +307,25 @@ fn build_receive(
             build_listen(found.value, insecure, settle)
         }
     };
-    // The caller fills the socket in.
+    // The caller fills in the socket, and MLflow's calls.
     let socket = Socket { path: PathBuf::new(), mode: 0, group: None };
-    Receive { listen, max_request_bytes, max_in_flight_bytes, insecure, socket }
+    Receive { listen, max_request_bytes, max_in_flight_bytes, insecure, socket, mlflow: MlflowCalls::default() }
+}
+
+fn build_mlflow(written: file::Mlflow, settle: &mut Settle<'_>) -> MlflowCalls {
+    let default = MlflowCalls::default();
+    let at = written.experiment_id.as_ref().map(|found| found.at.clone());
+    let calls = MlflowCalls {
+        enabled: settle.or(written.enabled, default.enabled),
+        experiment_id: settle.or(written.experiment_id, default.experiment_id),
+        forward: settle.or(written.forward, default.forward),
+    };
+    if (calls.experiment_id.is_empty() || !calls.experiment_id.bytes().all(|byte| byte.is_ascii_digit()))
+        && let Some(at) = at
+    {
+        settle.mistake(&at, "must be the number of an experiment such as \"0\"");
+    }
+    calls
 }
 
 fn build_listen(entries: Vec<Found<String>>, insecure: bool, settle: &mut Settle<'_>) -> Vec<SocketAddr> {

@@ -20,9 +20,9 @@ use tracing::{error, info, warn};
 
 use crate::accounts::Accounts;
 use crate::admin::{self, Admin};
-use crate::backend::{self, Backend};
+use crate::backend::{self, Backend, Relay};
 use crate::clock::{Clock, wall_ns};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Target};
 use crate::deliver::{Lane, LaneParts, Side};
 use crate::intake::{Committer, CommitterParts, Intake, Limits};
 use crate::ledger::{self, Ledger};
@@ -109,6 +109,8 @@ struct Built {
     accounts: Arc<Accounts>,
     clock: Clock,
     backends: Vec<Arc<Backend>>,
+    /// The first mlflow backend's name, and the way to its server for calls that are not spooled.
+    relay: Option<(String, Relay)>,
     state_dir: StateDir,
 }
 
@@ -118,6 +120,8 @@ impl Built {
         let doors = Doors::bind(&config.receive)?;
         let admin = Admin::bind(&config.admin)?;
         let backends = config.backends.iter().map(build_backend).collect::<Result<_, _>>()?;
+
+        let relay = config.backends.iter().find_map(build_relay).transpose()?;
 
         let ledger = Ledger::open(&state_dir.ledger(), wall_ns());
         if let Some((path, error)) = &ledger.set_aside {
@@ -161,13 +165,13 @@ impl Built {
         books::open(&state, &journal.shared, &config.backends, &accounts)?;
         journal.state = state;
         let side = Side::new(side.writer);
-        Ok(Self { doors, admin, journal, side, ledger: ledger.ledger, accounts, clock, backends, state_dir })
+        Ok(Self { doors, admin, journal, side, ledger: ledger.ledger, accounts, clock, backends, relay, state_dir })
     }
 
     /// Sets everything running; must be called inside the runtime.
     fn start(self, loaded: &Loaded) -> Result<Running, Fatal> {
         let config = &loaded.config;
-        let Self { doors, admin, journal, side, ledger, accounts, clock, backends, state_dir } = self;
+        let Self { doors, admin, journal, side, ledger, accounts, clock, backends, relay, state_dir } = self;
         let ledger = ledger.map(Arc::new);
         let (stop_doors, doors_stopped) = watch::channel(false);
         let (stop_lanes, lanes_stopped) = watch::channel(false);
@@ -205,7 +209,10 @@ impl Built {
 
         let received = Arc::new(Received::default());
         let budget = Budget::new(config.receive.max_in_flight_bytes);
-        let reception = Reception::new(&config.receive, Intake::new(jobs), budget, Arc::clone(&received));
+        let mut reception = Reception::new(&config.receive, Intake::new(jobs), budget, Arc::clone(&received));
+        if let Some((name, relay)) = relay {
+            reception = reception.forwarding_to(&config.receive, name, relay);
+        }
         let addresses = doors.addresses();
         let socket = doors.socket().display().to_string();
         let doors = doors
@@ -425,6 +432,13 @@ fn kinds(config: &Config) -> BTreeMap<String, &'static str> {
 fn build_backend(config: &crate::config::Backend) -> Result<Arc<Backend>, Fatal> {
     let built = Backend::build(config).map(Arc::new);
     built.map_err(|source| Fatal::Backend { name: config.name.clone(), source })
+}
+
+/// The way to a backend's MLflow server, if it is one.
+fn build_relay(config: &crate::config::Backend) -> Option<Result<(String, Relay), Fatal>> {
+    let Target::Mlflow { remote, .. } = &config.target else { return None };
+    let built = Relay::build(remote).map(|relay| (config.name.clone(), relay));
+    Some(built.map_err(|source| Fatal::Backend { name: config.name.clone(), source }))
 }
 
 fn open_journal(dir: &Path, options: Options) -> Result<Opened, Fatal> {

@@ -16,6 +16,7 @@ use super::parcel::{Parcel, TraceId, take_due};
 use super::patience::Patience;
 use super::side::Side;
 use super::suspect::{BREAKER, Case};
+use super::turns::Turns;
 use crate::accounts::{Accounts, LaneState};
 use crate::backend::{Backend, Failure, Outcome};
 use crate::clock::{Clock, millis, wall_ns};
@@ -68,6 +69,8 @@ pub struct Lane {
     in_flight: JoinSet<Finished>,
     /// Traces in the requests under way.
     busy: BTreeSet<TraceId>,
+    /// What waits for what, where the order matters.
+    turns: Turns,
     /// What is in memory: queued and under way.
     held: Tally,
     mode: Mode,
@@ -127,6 +130,7 @@ impl Lane {
             queue: VecDeque::new(),
             in_flight: JoinSet::new(),
             busy: BTreeSet::new(),
+            turns: Turns::default(),
             held: Tally::default(),
             mode: Mode::Up,
             backoff: Backoff::new(backoff_initial, backoff_max),
@@ -224,11 +228,11 @@ impl Lane {
             }
         }
         self.probe_fresh = true;
-        if let Some(parcel) = take_due(&mut self.queue, &self.busy, now) {
+        if let Some(parcel) = take_due(&mut self.queue, &self.busy, &self.turns, now) {
             return Some(parcel);
         }
         self.read_more(now);
-        take_due(&mut self.queue, &self.busy, now)
+        take_due(&mut self.queue, &self.busy, &self.turns, now)
     }
 
     fn send(&mut self, mut parcel: Parcel, probe: bool) {
@@ -291,6 +295,10 @@ impl Lane {
                     if record.number < self.seen_at_start && self.is_finished(record.number) {
                         continue;
                     }
+                    if !self.parts.backend.takes(record.envelope.kind) {
+                        self.pass_over(&record);
+                        continue;
+                    }
                     self.held += record.tally();
                     if self.pack(record, batch_bytes, now) {
                         return;
@@ -311,6 +319,10 @@ impl Lane {
 
     /// Puts a record to its partition's open parcel. A parcel that it would overfill is queued first; then true.
     fn pack(&mut self, record: Record, batch_bytes: u64, now: Instant) -> bool {
+        if record.envelope.call.is_some() {
+            self.queue_call(record, now);
+            return false;
+        }
         let open = &mut self.open;
         let partition = self.parts.backend.partition(record.envelope.experiment.as_deref());
         let at = open.iter().position(|parcel| parcel.experiment.as_deref() == partition);
@@ -327,10 +339,30 @@ impl Lane {
         }
         if self.parts.backend.keeps_traces_apart() {
             let ids = crate::otlp::validate(&record.payload).map(|summary| summary.trace_ids).unwrap_or_default();
+            self.turns.enter(record.number, &ids);
             open[at].traces.extend(ids);
         }
         open[at].push(record);
         full
+    }
+
+    /// A call is a request of its own.
+    fn queue_call(&mut self, record: Record, now: Instant) {
+        let partition = self.parts.backend.partition(record.envelope.experiment.as_deref());
+        let mut parcel = Parcel::new(partition.map(str::to_owned), now);
+        parcel.traces.extend(&record.envelope.trace_ids);
+        self.turns.enter(record.number, &record.envelope.trace_ids);
+        parcel.push(record);
+        self.queue.push_back(parcel);
+    }
+
+    /// The backend has no place for such a record.
+    fn pass_over(&self, record: &Record) {
+        let tally = record.tally();
+        self.parts.accounts.settle(&self.parts.name, tally, |account| {
+            account.finish(record.number..record.number + 1);
+            account.not_applicable += tally.units;
+        });
     }
 
     /// The bound on one batch: as configured, or what the backend lately showed to be its limit.
@@ -556,6 +588,7 @@ impl Lane {
     fn finish(&mut self, parcel: &Parcel, change: impl FnOnce(&mut spool::Account)) {
         let tally = parcel.tally();
         self.held = self.held.less(tally);
+        self.turns.leave(parcel);
         self.parts.accounts.settle(&self.parts.name, tally, |account| {
             for record in &parcel.records {
                 account.finish(record.number..record.number + 1);

@@ -11,6 +11,7 @@ mod parcel;
 mod patience;
 mod side;
 mod suspect;
+mod turns;
 
 pub use lane::{Lane, LaneParts};
 pub use side::Side;

@@ -54,6 +54,16 @@ impl Labels {
         };
         Ok(Self { experiment: label("x-mlflow-experiment-id")?, workspace: label("x-mlflow-workspace")? })
     }
+
+    /// The same for the experiment `default`, when none is named.
+    pub(super) fn or_experiment(self, default: &str) -> Self {
+        Self { experiment: self.experiment.or_else(|| Some(default.to_owned())), ..self }
+    }
+
+    /// The workspace that is named.
+    pub(super) fn workspace(self) -> Option<String> {
+        self.workspace
+    }
 }
 
 /// A body with all that is known about it.
@@ -70,23 +80,33 @@ pub(super) struct Parcel {
 
 /// Returns when the traces are durable, or right away when there are none: an envelope without spans is a success and
 /// leaves nothing to keep (OTLP specification, "Empty Telemetry Envelopes").
-///
-/// The hand-over itself runs in a task of its own. A client that leaves while it waits cancels its handler, but not
-/// the append: the bytes were admitted, the record is written all the same, and the budget is charged until it is.
 pub(super) async fn hand_over(reception: &Reception, parcel: Parcel) -> Result<(), Problem> {
     let Parcel { body, coding, form, door, labels, peer_uid, charge } = parcel;
     let (payload, summary, charge) = prepared(reception, Raw { body, coding, form, charge }).await?;
-
-    let bytes = size(payload.len());
-    let spans = u64::from(summary.spans);
-    let traces = size(summary.trace_ids.len());
-    let received = Arc::clone(&reception.received);
-    if spans == 0 {
-        received.took(0, 0, bytes);
+    if summary.spans == 0 {
+        reception.received.took(0, 0, size(payload.len()));
         return Ok(());
     }
     let Labels { experiment, workspace } = labels;
-    let submission = Submission { payload, summary, door, experiment, workspace, peer_uid };
+    // Whoever names an experiment may be an SDK that asks for its spans later.
+    let ids: Vec<_> = experiment.iter().flat_map(|_| otlp::split::ids(&payload)).collect();
+    let submission = Submission { payload, summary, door, experiment, workspace, peer_uid, call: None };
+    submit(reception, submission, charge).await?;
+    if !ids.is_empty() {
+        reception.mlflow.seen.note(ids);
+    }
+    Ok(())
+}
+
+/// Returns when a record is durable, and counts it.
+///
+/// The hand-over itself runs in a task of its own. A client that leaves while it waits cancels its handler, but not
+/// the append: the bytes were admitted, the record is written all the same, and the budget is charged until it is.
+pub(super) async fn submit(reception: &Reception, submission: Submission, charge: Charge) -> Result<(), Problem> {
+    let bytes = size(submission.payload.len());
+    let spans = u64::from(submission.summary.spans);
+    let traces = size(submission.summary.trace_ids.len());
+    let received = Arc::clone(&reception.received);
     let intake = reception.intake.clone();
     let submitted = tokio::spawn(async move {
         let outcome = intake.submit(submission).await;

@@ -435,6 +435,7 @@ mod tests {
             max_request_bytes: 1 << 20,
             max_in_flight_bytes: 1 << 24,
             insecure: false,
+            mlflow: config::MlflowCalls::default(),
             socket: socket(&directory.join("spool.sock")),
         }
     }

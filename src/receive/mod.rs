@@ -1,7 +1,8 @@
 //! The doors: what listens, what a request must look like, and what is answered.
 //!
 //! In the order of a request's life: [`listen`] binds and accepts, `connection` speaks HTTP/1.1 and HTTP/2 on what was
-//! accepted, `service` tells gRPC from HTTP, `grpc` and `http` know the two protocols, `body` and `coding` turn what
+//! accepted, `service` tells gRPC from HTTP, `grpc` and `http` know the two protocols and `mlflow` the
+//! calls of MLflow's SDK, `body` and `coding` turn what
 //! arrives into bytes within the limits, `hand_over` validates them and gives them to the intake, and `refusal` says
 //! what the answer is when one of them said no. [`Budget`] bounds the memory of all requests together.
 //!
@@ -16,6 +17,7 @@ mod grpc;
 mod hand_over;
 mod http;
 pub mod listen;
+mod mlflow;
 mod origin;
 mod owner;
 mod refusal;
@@ -29,6 +31,7 @@ pub use counters::{Received, Totals};
 pub use listen::{BindError, Doors, UnixDoor};
 use tokio::sync::Semaphore;
 
+use crate::backend::Relay;
 use crate::config;
 use crate::intake::Intake;
 
@@ -41,6 +44,7 @@ pub struct Reception {
     max_request_bytes: u64,
     /// One permit for each piece of work that would hold up the reactor; bounds threads, and the memory of decoders.
     heavy: Arc<Semaphore>,
+    mlflow: mlflow::Mlflow,
     /// The machine's host name, in case it points to a loopback address.
     own_name: String,
 }
@@ -56,8 +60,15 @@ impl Reception {
             received,
             max_request_bytes: config.max_request_bytes,
             heavy: Arc::new(Semaphore::new(cores.max(2))),
+            mlflow: mlflow::Mlflow::new(&config.mlflow, None),
             own_name: own_name.trim().to_owned(),
         }
+    }
+
+    /// MLflow calls that do not belong to a trace go to the server of this backend.
+    #[must_use]
+    pub fn forwarding_to(self, config: &config::Receive, backend: String, relay: Relay) -> Self {
+        Self { mlflow: mlflow::Mlflow::new(&config.mlflow, Some((backend, relay))), ..self }
     }
 }
 

@@ -11,7 +11,7 @@ use http_body::Body;
 use super::body::Inbound;
 use super::refusal::Problem;
 use super::reply::Reply;
-use super::{Received, Reception, grpc, http as otlp_http, origin};
+use super::{Received, Reception, grpc, http as otlp_http, mlflow, origin};
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,9 @@ where
     let (head, body) = request.into_parts();
     let mut body = Inbound::new(body);
     let is_call = grpc::is_call(&head);
-    let outcome = take(reception, peer, &head, &mut body, is_call).await;
+    let of_mlflow = if is_call { None } else { reception.mlflow.route(&head) };
+    let is_of_mlflow = of_mlflow.is_some();
+    let outcome = take(reception, peer, &head, &mut body, is_call, of_mlflow).await;
     let response = outcome.unwrap_or_else(|problem| {
         reception.received.refused(problem.counted);
         tracing::debug!(
@@ -69,6 +71,8 @@ where
         );
         if is_call && grpc::refuse_version(&head).is_ok() {
             grpc::refusal(&problem)
+        } else if is_of_mlflow {
+            mlflow::refusal(&problem)
         } else {
             otlp_http::refusal(&head.headers, &problem)
         }
@@ -83,6 +87,7 @@ async fn take<B>(
     head: &Parts,
     body: &mut Inbound<B>,
     is_call: bool,
+    of_mlflow: Option<mlflow::Route>,
 ) -> Result<Response<Reply>, Problem>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -93,6 +98,8 @@ where
     if is_call {
         grpc::refuse_version(head)?;
         grpc::handle(reception, &peer, head, body).await
+    } else if let Some(route) = of_mlflow {
+        mlflow::handle(reception, &peer, head, body, route).await
     } else {
         otlp_http::handle(reception, &peer, head, body).await
     }
