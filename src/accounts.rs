@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use spool::{Account, Received, State, Tally};
+use spool::{Account, Control, PromisedExperiment, Received, State, Tally};
 
 use crate::backend::Failure;
 
@@ -25,6 +25,8 @@ struct Inner {
     /// Everything committed since this process started.
     committed: Tally,
     entries: BTreeMap<String, Entry>,
+    /// Experiments that apps were given provisional ids for, by that id.
+    experiments: BTreeMap<String, PromisedExperiment>,
     /// Counts changes, so that an idle daemon writes nothing.
     version: u64,
 }
@@ -119,7 +121,8 @@ impl Accounts {
         let entries = state.accounts.iter().map(|(name, account)| (name.clone(), entry(account))).collect();
         let received = state.received;
         let refused_at_start = [received.refused_full, received.refused_invalid, received.refused_too_large];
-        let inner = Inner { received, refused_at_start, committed: Tally::default(), entries, version: 0 };
+        let experiments = state.experiments.clone();
+        let inner = Inner { received, refused_at_start, committed: Tally::default(), entries, experiments, version: 0 };
         Self { inner: Mutex::new(inner) }
     }
 
@@ -190,7 +193,7 @@ impl Accounts {
     pub fn snapshot(&self, clock_ms: u64) -> (State, u64) {
         let inner = self.lock();
         let accounts = inner.entries.iter().map(|(name, entry)| (name.clone(), entry.account.clone())).collect();
-        (State { clock_ms, received: inner.received, accounts }, inner.version)
+        (State { clock_ms, received: inner.received, accounts, experiments: inner.experiments.clone() }, inner.version)
     }
 
     /// Changes whenever a snapshot would.
@@ -215,6 +218,39 @@ impl Accounts {
     #[must_use]
     pub fn idle_ms(&self, name: &str) -> u64 {
         self.lock().entries.get(name).map_or(0, |entry| entry.account.idle_ms)
+    }
+
+    /// The experiment that is promised under an id.
+    #[must_use]
+    pub fn promised(&self, id: &str) -> Option<PromisedExperiment> {
+        self.lock().experiments.get(id).cloned()
+    }
+
+    /// Promises an experiment under the id `new`, unless it is promised already: the fact is to be durable before
+    /// anybody is told, also when it is another's that may be on its way. Nothing when there are `max` promises.
+    pub fn promise(&self, name: &str, workspace: Option<&str>, new: &str, max: usize) -> Option<Control> {
+        let mut inner = self.lock();
+        let is_it = |known: &&PromisedExperiment| known.name == name && known.workspace.as_deref() == workspace;
+        if let Some(known) = inner.experiments.values().find(is_it) {
+            return Some(Control::ExperimentPromised(known.clone()));
+        }
+        if inner.experiments.len() >= max {
+            return None;
+        }
+        let workspace = workspace.map(str::to_owned);
+        let made = PromisedExperiment { id: new.into(), name: name.into(), workspace, found: BTreeMap::new() };
+        inner.experiments.insert(made.id.clone(), made.clone());
+        inner.version += 1;
+        Some(Control::ExperimentPromised(made))
+    }
+
+    /// A backend's server has the promised experiment under this id.
+    pub fn found_experiment(&self, promised: &str, backend: &str, id: &str) {
+        let mut inner = self.lock();
+        if let Some(experiment) = inner.experiments.get_mut(promised) {
+            let before = experiment.found.insert(backend.to_owned(), id.to_owned());
+            inner.version += u64::from(before.as_deref() != Some(id));
+        }
     }
 
     /// All books at one moment.

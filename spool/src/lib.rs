@@ -45,6 +45,7 @@
 pub mod disk;
 mod envelope;
 mod error;
+mod experiments;
 mod frame;
 mod group;
 mod journal;
@@ -56,6 +57,7 @@ mod tlv;
 
 pub use envelope::{Aside, Call, Door, Envelope, Kind, Reason, SourceRange};
 pub use error::Error;
+pub use experiments::PromisedExperiment;
 pub use frame::Record;
 pub use journal::{
     Committed, Damage, Draft, Durability, Inspected, Journal, Keep, KeptBack, Opened, Options, Reader, Reclaimed,

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::Ranges;
+use crate::experiments::PromisedExperiment;
 use crate::tally::Tally;
 use crate::tlv::{self, CRITICAL, Encoder, Malformed};
 
@@ -19,6 +20,8 @@ pub struct State {
     pub received: Received,
     /// One per backend that ever was, by name.
     pub accounts: BTreeMap<String, Account>,
+    /// Experiments that apps were given provisional ids for, by that id.
+    pub experiments: BTreeMap<String, PromisedExperiment>,
 }
 
 /// What came in since the spool was made.
@@ -203,12 +206,15 @@ pub enum Control {
         /// Its name.
         name: String,
     },
+    /// An app was given a provisional id for an experiment.
+    ExperimentPromised(PromisedExperiment),
 }
 
 // Controls: one critical item each, because a control that is skipped is a fact that is lost.
 const CONTROL_BACKEND_ADDED: u16 = CRITICAL | 1;
 const CONTROL_PAUSED: u16 = CRITICAL | 2;
 const CONTROL_RESUMED: u16 = CRITICAL | 3;
+const CONTROL_EXPERIMENT_PROMISED: u16 = CRITICAL | 8;
 const CONTROL_BACKEND_REMOVED: u16 = CRITICAL | 14;
 
 impl Control {
@@ -219,6 +225,7 @@ impl Control {
             Self::BackendRemoved { name, end } => to.bytes(CONTROL_BACKEND_REMOVED, &numbered_name(*end, name)),
             Self::Paused { name } => to.text(CONTROL_PAUSED, Some(name)),
             Self::Resumed { name } => to.text(CONTROL_RESUMED, Some(name)),
+            Self::ExperimentPromised(promised) => to.bytes(CONTROL_EXPERIMENT_PROMISED, &promised.encode()),
         };
         to.finish()
     }
@@ -238,6 +245,7 @@ impl Control {
                 }
                 CONTROL_PAUSED => Self::Paused { name: tlv::as_text(value)? },
                 CONTROL_RESUMED => Self::Resumed { name: tlv::as_text(value)? },
+                CONTROL_EXPERIMENT_PROMISED => Self::ExperimentPromised(PromisedExperiment::decode(value)?),
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => continue,
             });
@@ -258,6 +266,7 @@ fn read_numbered_name(value: &[u8]) -> Result<(u64, String), Malformed> {
 const CLOCK: u16 = 1;
 const RECEIVED: u16 = 2;
 const ACCOUNT: u16 = 3;
+const EXPERIMENT: u16 = 5;
 
 const ACCOUNT_NAME: u16 = 1;
 const ACCOUNT_PLACES: u16 = 2;
@@ -287,6 +296,9 @@ impl State {
             }
             Control::Paused { name } => self.accounts.entry(name.clone()).or_default().paused = true,
             Control::Resumed { name } => self.accounts.entry(name.clone()).or_default().paused = false,
+            Control::ExperimentPromised(promised) => {
+                self.experiments.entry(promised.id.clone()).or_insert_with(|| promised.clone());
+            }
         }
     }
 
@@ -316,6 +328,9 @@ impl State {
         for (name, account) in &self.accounts {
             to.bytes(ACCOUNT, &account.encode(name));
         }
+        for promised in self.experiments.values() {
+            to.bytes(EXPERIMENT, &promised.encode());
+        }
         to.finish()
     }
 
@@ -329,6 +344,10 @@ impl State {
                 ACCOUNT => {
                     let (name, account) = Account::decode(value)?;
                     state.accounts.insert(name, account);
+                }
+                EXPERIMENT => {
+                    let promised = PromisedExperiment::decode(value)?;
+                    state.experiments.insert(promised.id.clone(), promised);
                 }
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => {}
@@ -439,8 +458,31 @@ mod tests {
             clock_ms: 42,
             received: Received { requests: 1, refused_too_large: 7, counted_to: 9, ..Received::default() },
             accounts: [("a".to_owned(), account), ("b".to_owned(), Account::from_record(9))].into(),
+            experiments: [("9".to_owned(), promised())].into(),
         };
         assert_eq!(State::decode(&state.encode()), Ok(state));
+    }
+
+    fn promised() -> PromisedExperiment {
+        PromisedExperiment {
+            id: "9".into(),
+            name: "größer".into(),
+            workspace: Some("blue".into()),
+            found: [("mlflow".to_owned(), "7".to_owned()), ("other".to_owned(), "12".to_owned())].into(),
+        }
+    }
+
+    #[test]
+    fn a_promise_is_kept_as_it_was_given() {
+        let mut state = State::default();
+        let first = PromisedExperiment { workspace: None, found: BTreeMap::new(), ..promised() };
+        let again = PromisedExperiment { name: "another".into(), ..first.clone() };
+        for given in [&first, &again] {
+            let control = Control::ExperimentPromised(given.clone());
+            assert_eq!(Control::decode(&control.encode()).as_deref(), Ok(&[control.clone()][..]));
+            state.apply(&control);
+        }
+        assert_eq!(state.experiments["9"], first);
     }
 
     #[test]

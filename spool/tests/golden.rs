@@ -58,6 +58,7 @@ fn state() -> State {
             counted_to: 8,
         },
         accounts: [("first".to_owned(), account), ("second".to_owned(), Account::from_record(9))].into(),
+        ..State::default()
     }
 }
 

@@ -10,8 +10,8 @@ use super::paths::{self, Places};
 use super::section::{At, Found};
 use super::settle::Settle;
 use super::{
-    Admin, Backend, Config, DeadLetters, Delivery, Environment, Finding, Log, LogFormat, Mistakes, Origin, Origins,
-    MlflowCalls, Receive, Socket, Spool, Target, backends, file,
+    Admin, Backend, Config, DeadLetters, Delivery, Environment, Finding, Log, LogFormat, Mistakes, MlflowCalls, Origin,
+    Origins, Receive, Socket, Spool, Target, backends, file,
 };
 
 const KIB: u64 = 1 << 10;

@@ -24,7 +24,7 @@ use crate::backend::{self, Backend, Relay};
 use crate::clock::{Clock, wall_ns};
 use crate::config::{Config, Loaded, Target};
 use crate::deliver::{Lane, LaneParts, Side};
-use crate::intake::{Committer, CommitterParts, Intake, Limits};
+use crate::intake::{Commands, Committer, CommitterParts, Intake, Limits};
 use crate::ledger::{self, Ledger};
 use crate::receive::{self, Budget, Doors, Received, Reception};
 use notify::Notify;
@@ -32,6 +32,8 @@ use state_dir::{StateDir, StateDirError};
 
 /// Jobs that may wait for the committer; their bytes are bounded by the doors' budget.
 const JOBS: usize = 4096;
+/// The same for facts.
+const COMMANDS: usize = 64;
 /// Size of the side journal's segments: it is small and seldom written.
 const SIDE_SEGMENT_BYTES: u64 = 4 << 20;
 /// Room for facts when a full disk has nothing else left.
@@ -176,6 +178,7 @@ impl Built {
         let (stop_doors, doors_stopped) = watch::channel(false);
         let (stop_lanes, lanes_stopped) = watch::channel(false);
         let (jobs, waiting) = mpsc::channel(JOBS);
+        let (commands, asked) = mpsc::channel(COMMANDS);
         let (durable, grown) = watch::channel(journal.shared.next_record());
 
         let committer = start_committer(Committer::new(CommitterParts {
@@ -187,6 +190,7 @@ impl Built {
             disk: Arc::new(OsDisk),
             dir: state_dir.journal(),
             jobs: waiting,
+            commands: asked,
             durable,
         }))?;
 
@@ -209,10 +213,9 @@ impl Built {
 
         let received = Arc::new(Received::default());
         let budget = Budget::new(config.receive.max_in_flight_bytes);
-        let mut reception = Reception::new(&config.receive, Intake::new(jobs), budget, Arc::clone(&received));
-        if let Some((name, relay)) = relay {
-            reception = reception.forwarding_to(&config.receive, name, relay);
-        }
+        let reception = Reception::new(&config.receive, Intake::new(jobs), budget, Arc::clone(&received));
+        let books = (Arc::clone(&accounts), Commands::new(commands));
+        let reception = reception.with_mlflow(&config.receive, relay, books);
         let addresses = doors.addresses();
         let socket = doors.socket().display().to_string();
         let doors = doors

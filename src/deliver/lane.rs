@@ -18,7 +18,7 @@ use super::side::Side;
 use super::suspect::{BREAKER, Case};
 use super::turns::Turns;
 use crate::accounts::{Accounts, LaneState};
-use crate::backend::{Backend, Failure, Outcome};
+use crate::backend::{Backend, Failure, Outcome, Promised};
 use crate::clock::{Clock, millis, wall_ns};
 use crate::config::Delivery;
 
@@ -245,10 +245,27 @@ impl Lane {
         self.busy.extend(&parcel.traces);
         self.parts.accounts.settle(&self.parts.name, Tally::default(), |account| account.attempts += 1);
         let backend = Arc::clone(&self.parts.backend);
+        let mut batch = parcel.batch();
+        batch.promised = self.promised(&parcel);
         self.in_flight.spawn(async move {
-            let outcome = backend.attempt(&parcel.batch()).await;
+            let outcome = backend.attempt(&batch).await;
             Finished { parcel, outcome, probe }
         });
+    }
+
+    /// What a provisional experiment stands for.
+    fn promised(&self, parcel: &Parcel) -> Option<Promised> {
+        let promised = self.parts.accounts.promised(parcel.experiment.as_deref()?)?;
+        Some(Promised { id: promised.found.get(&self.parts.name).cloned(), name: promised.name })
+    }
+
+    /// Remembers what an attempt found out about a provisional experiment.
+    fn note_experiment(&self, parcel: &Parcel) {
+        if let Some(Promised { name, id: None }) = self.promised(parcel)
+            && let (Some(promised), Some(id)) = (&parcel.experiment, self.parts.backend.experiment_named(&name))
+        {
+            self.parts.accounts.found_experiment(promised, &self.parts.name, &id);
+        }
     }
 
     /// Reads until a batch is full, or there is nothing more.
@@ -412,6 +429,7 @@ impl Lane {
                 return self.refused(parcel, failure, false, Reason::Rejected).await;
             }
         }
+        self.note_experiment(&parcel);
         self.successes += 1;
         self.suspects_in_a_row = 0;
         self.size_taken = Some(parcel.bytes());

@@ -82,6 +82,7 @@ impl Parcel {
             requests: self.records.iter().map(|record| record.payload.clone()).collect(),
             experiment: self.experiment.clone(),
             spans: self.records.iter().map(|record| u64::from(record.envelope.spans)).sum(),
+            promised: None,
             call: self.records.first().and_then(|record| record.envelope.call.clone()),
         }
     }

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, warn};
 
-use super::{Job, Receipt, Refusal, Submission};
+use super::{Command, Job, Receipt, Refusal, Submission};
 use crate::accounts::Accounts;
 use crate::clock::{Clock, millis};
 
@@ -67,6 +67,8 @@ pub struct CommitterParts {
     pub dir: PathBuf,
     /// What waits to be stored.
     pub jobs: mpsc::Receiver<Job>,
+    /// Facts to be made durable.
+    pub commands: mpsc::Receiver<Command>,
     /// Told the number behind the last durable record.
     pub durable: watch::Sender<u64>,
 }
@@ -119,17 +121,27 @@ impl Committer {
         let mut waiting = VecDeque::new();
         let mut received = Vec::new();
         loop {
-            if waiting.is_empty() {
+            let mut command = self.parts.commands.try_recv().ok();
+            if waiting.is_empty() && command.is_none() {
+                let CommitterParts { jobs, commands, .. } = &mut self.parts;
                 let wait = async {
-                    tokio::time::timeout(CHECKPOINT_EVERY, self.parts.jobs.recv_many(&mut received, GROUP_JOBS)).await
+                    tokio::select! {
+                        count = jobs.recv_many(&mut received, GROUP_JOBS) => (Some(count), None),
+                        Some(command) = commands.recv() => (None, Some(command)),
+                        () = tokio::time::sleep(CHECKPOINT_EVERY) => (None, None),
+                    }
                 };
-                match runtime.block_on(wait) {
-                    Ok(0) => break,
-                    Ok(_) => waiting.extend(received.drain(..)),
-                    Err(_) => self.prepare(),
+                let (count, found) = runtime.block_on(wait);
+                match count {
+                    Some(0) => break,
+                    Some(_) => waiting.extend(received.drain(..)),
+                    None if found.is_none() => self.prepare(),
+                    None => {}
                 }
+                command = found;
             }
-            if let Err(error) = self.turn(&mut waiting, &mut checkpointed) {
+            let obeyed = command.map_or(Ok(()), |command| self.obey(command));
+            if let Err(error) = obeyed.and_then(|()| self.turn(&mut waiting, &mut checkpointed)) {
                 error!(%error, "the journal failed; nothing more is acknowledged");
                 for job in waiting {
                     // Who left does not want the answer.
@@ -157,6 +169,26 @@ impl Committer {
         match self.parts.writer.prepare() {
             Ok(_) => self.prepare_at = Instant::now(),
             Err(error) => debug!(%error, "cannot keep space back now"),
+        }
+    }
+
+    fn obey(&mut self, command: Command) -> Result<(), Error> {
+        let Command::Record { controls, done } = command;
+        let now = self.parts.clock.now();
+        controls.iter().for_each(|control| self.parts.writer.stage_control(control, now));
+        let accounts = Arc::clone(&self.parts.accounts);
+        match self.parts.writer.commit(now, &mut || accounts.snapshot(now.clock_ms).0) {
+            Ok(_) => {
+                self.parts.writer.sync()?;
+                let _ = done.send(());
+                Ok(())
+            }
+            // Whoever asked is told by the silence; the next checkpoint says the same.
+            Err(error @ Error::Full { .. }) => {
+                warn!(%error, "a fact can't be noted until there is room");
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 

@@ -3,6 +3,7 @@
 mod committer;
 
 use bytes::Bytes;
+use spool::Control;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::otlp::Summary;
@@ -89,6 +90,40 @@ pub struct Job {
     pub submission: Submission,
     /// Gets the answer. Nobody may be there any more: the record is stored all the same.
     pub answer: oneshot::Sender<Result<Receipt, Refusal>>,
+}
+
+/// What others than the doors ask of the committer, the only writer of the journal. An answer that does not come means
+/// that it is not known to be durable.
+#[derive(Debug)]
+pub enum Command {
+    /// Facts that are in the books already are to be durable.
+    Record {
+        /// The facts.
+        controls: Vec<Control>,
+        /// Told when they are.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// The way to the committer for those who ask it for facts; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Commands {
+    /// A way to whoever receives `commands`.
+    #[must_use]
+    pub fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands }
+    }
+
+    /// Asks, and returns when it is durable. `false` when it is not known to be: the committer has ended, or the disk is
+    /// full.
+    pub async fn ask(&self, command: impl FnOnce(oneshot::Sender<()>) -> Command) -> bool {
+        let (done, answered) = oneshot::channel();
+        self.commands.send(command(done)).await.is_ok() && answered.await.is_ok()
+    }
 }
 
 /// The way into the journal; cheap to clone. When the last one is gone, the committer ends.

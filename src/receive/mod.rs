@@ -31,9 +31,10 @@ pub use counters::{Received, Totals};
 pub use listen::{BindError, Doors, UnixDoor};
 use tokio::sync::Semaphore;
 
+use crate::accounts::Accounts;
 use crate::backend::Relay;
 use crate::config;
-use crate::intake::Intake;
+use crate::intake::{Commands, Intake};
 
 /// What every door needs to take a request.
 #[derive(Debug)]
@@ -60,15 +61,21 @@ impl Reception {
             received,
             max_request_bytes: config.max_request_bytes,
             heavy: Arc::new(Semaphore::new(cores.max(2))),
-            mlflow: mlflow::Mlflow::new(&config.mlflow, None),
+            mlflow: mlflow::Mlflow::new(&config.mlflow, None, None),
             own_name: own_name.trim().to_owned(),
         }
     }
 
-    /// MLflow calls that do not belong to a trace go to the server of this backend.
+    /// The same with what MLflow's calls need: the server of this backend, where those go that do not belong to a trace,
+    /// and the books, where it stands which experiments were promised.
     #[must_use]
-    pub fn forwarding_to(self, config: &config::Receive, backend: String, relay: Relay) -> Self {
-        Self { mlflow: mlflow::Mlflow::new(&config.mlflow, Some((backend, relay))), ..self }
+    pub fn with_mlflow(
+        self,
+        config: &config::Receive,
+        server: Option<(String, Relay)>,
+        books: (Arc<Accounts>, Commands),
+    ) -> Self {
+        Self { mlflow: mlflow::Mlflow::new(&config.mlflow, server, Some(books)), ..self }
     }
 }
 

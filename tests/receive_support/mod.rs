@@ -58,7 +58,7 @@ pub(crate) fn open(max_request_bytes: u64, max_in_flight_bytes: u64) -> Open {
         max_request_bytes,
         max_in_flight_bytes,
         insecure: false,
-            mlflow: config::MlflowCalls::default(),
+        mlflow: config::MlflowCalls::default(),
         socket: config::Socket { path: directory.path().join("spool.sock"), mode: 0o600, group: None },
     };
     let doors = Doors::bind(&config).expect("the doors are bound");

@@ -9,10 +9,10 @@ use serde_json::Value;
 use spool::Call;
 use tokio::time::Instant;
 
-use super::Mlflow;
 use super::super::answer::{self, HttpAnswer, Sent};
 use super::super::encode::Chunks;
 use super::super::{Failure, Outcome};
+use super::Mlflow;
 
 /// The call that says all there is to say about a trace; it makes the trace if there is none.
 const START_TRACE: &str = "/api/3.0/mlflow/traces";
@@ -91,10 +91,8 @@ fn outcome(call: &Call, answer: &HttpAnswer, now: SystemTime) -> Outcome {
         // What is to be gone is gone; this may be the second time.
         return Outcome::delivered();
     }
-    let refused = |words: &str, doubtful| Outcome::Refused {
-        failure: Failure::new(answer.status.to_string(), words),
-        doubtful,
-    };
+    let refused =
+        |words: &str, doubtful| Outcome::Refused { failure: Failure::new(answer.status.to_string(), words), doubtful };
     if answer.status == 503 && answer::mlflow_says(answer, "--serve-artifacts") {
         return refused("the server takes no files: it was started without --serve-artifacts", false);
     }
@@ -161,7 +159,8 @@ mod tests {
     #[test]
     fn another_experiment_is_named_where_the_first_was() {
         let body = r#"{"trace":{"trace_info":{"trace_id":"tr-1","trace_location":{"mlflow_experiment":{"experiment_id":"9"}}}}}"#;
-        let (path, body) = readdressed(&call("POST", START_TRACE), Bytes::from_static(body.as_bytes()), "9", "7").expect("one");
+        let (path, body) =
+            readdressed(&call("POST", START_TRACE), Bytes::from_static(body.as_bytes()), "9", "7").expect("one");
         let body: Value = serde_json::from_slice(&body).expect("JSON");
         assert_eq!(body["trace"]["trace_info"]["trace_location"]["mlflow_experiment"]["experiment_id"], "7");
         assert_eq!(body["trace"]["trace_info"]["trace_id"], "tr-1");

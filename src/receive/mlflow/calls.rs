@@ -1,9 +1,6 @@
 //! What an app says about a trace beside its spans: checked as far as the answer needs it, stored, answered as an
 //! MLflow server would.
 
-use std::collections::VecDeque;
-use std::sync::Mutex;
-
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::request::Parts;
@@ -27,8 +24,6 @@ use crate::receive::{Reception, size};
 
 /// A parsed message takes about so many times the memory of its text.
 const PARSED: u64 = 4;
-/// Assessments whose makers may still change them before they can be asked for at the server.
-const ASSESSMENTS_MAX: usize = 1000;
 /// Longest id of an assessment; MLflow's own have 34 characters.
 const ID_MAX: usize = 50;
 
@@ -81,7 +76,9 @@ where
             store.put(read, trace, Some(experiment), true).await?;
             Ok(answer(StatusCode::OK, &json!({})))
         }
-        Route::Version | Route::Health | Route::Experiment(_) | Route::Other => Err(Problem::not_found()),
+        Route::Version | Route::Health | Route::TraceInfo(_) | Route::Experiment(_) | Route::Other => {
+            Err(Problem::not_found())
+        }
     }
 }
 
@@ -208,6 +205,7 @@ async fn start_trace(store: &Store<'_>, mut read: Read) -> Result<Response<Reply
             tags["mlflow.trace.spansLocation"] = "TRACKING_STORE".into();
         }
     }
+    store.mlflow().recent.keep(&name, &message);
     Ok(answer(StatusCode::OK, &message))
 }
 
@@ -254,10 +252,10 @@ async fn new_assessment(store: &Store<'_>, mut read: Read, trace: TraceId) -> Re
     }
     assessment.insert("trace_id".to_owned(), trace_name(&trace).into());
     assessment.entry("valid").or_insert(Value::Bool(true));
-    let known = Value::Object(assessment.clone());
+    let id = assessment["assessment_id"].as_str().unwrap_or_default().to_owned();
     read.body = message.to_string().into();
     store.message(read, trace).await?;
-    store.mlflow().assessments.keep(known);
+    store.mlflow().recent.keep(&id, &message);
     Ok(answer(StatusCode::OK, &message))
 }
 
@@ -272,14 +270,15 @@ async fn change_assessment(
     let Some(changes) = message["assessment"].as_object() else {
         return Err(Problem::invalid("Missing value for required parameter 'assessment'."));
     };
-    let before = match store.mlflow().assessments.find(id) {
+    let known = match store.mlflow().recent.find(id) {
         Some(known) => known,
-        None => store.mlflow().fetch(store.head).await.map(|mut found| found["assessment"].take()).unwrap_or_default(),
+        None => store.mlflow().fetch(store.head).await.unwrap_or_default(),
     };
-    let after = changed(before, changes, &trace, id);
+    let after = changed(known["assessment"].clone(), changes, &trace, id);
     store.message(read, trace).await?;
-    store.mlflow().assessments.keep(after.clone());
-    Ok(answer(StatusCode::OK, &json!({ "assessment": after })))
+    let answered = json!({ "assessment": after });
+    store.mlflow().recent.keep(id, &answered);
+    Ok(answer(StatusCode::OK, &answered))
 }
 
 fn changed(before: Value, changes: &Map<String, Value>, trace: &TraceId, id: &str) -> Value {
@@ -309,34 +308,6 @@ fn timestamp() -> String {
     humantime::format_rfc3339_millis(now).to_string()
 }
 
-/// Assessments that were made lately: the server may not have them yet, and their maker may want to change them.
-#[derive(Debug, Default)]
-pub(super) struct Assessments {
-    recent: Mutex<VecDeque<Value>>,
-}
-
-/// One that is larger is not remembered; the server is asked for it.
-const ASSESSMENT_BYTES_MAX: usize = 16 << 10;
-
-impl Assessments {
-    fn keep(&self, assessment: Value) {
-        if assessment.to_string().len() > ASSESSMENT_BYTES_MAX {
-            return;
-        }
-        let mut recent = self.recent.lock().expect("locked for moments that cannot panic");
-        recent.retain(|known| known["assessment_id"] != assessment["assessment_id"]);
-        if recent.len() == ASSESSMENTS_MAX {
-            recent.pop_front();
-        }
-        recent.push_back(assessment);
-    }
-
-    fn find(&self, id: &str) -> Option<Value> {
-        let recent = self.recent.lock().expect("locked for moments that cannot panic");
-        recent.iter().find(|known| known["assessment_id"] == id).cloned()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,7 +330,8 @@ mod tests {
 
     #[test]
     fn the_sdk_says_how_many_spans_there_are() {
-        let sample = br#"{"trace_metadata":{"mlflow.trace.sizeStats":"{\"total_size_bytes\": 3474, \"num_spans\": 4}"}}"#;
+        let sample =
+            br#"{"trace_metadata":{"mlflow.trace.sizeStats":"{\"total_size_bytes\": 3474, \"num_spans\": 4}"}}"#;
         let info: Value = serde_json::from_slice(sample).expect("JSON");
         assert_eq!(spans_in(&object(info)), Some(4));
         for none in [json!({}), json!({"trace_metadata": {"mlflow.trace.sizeStats": "?"}})] {
@@ -386,15 +358,5 @@ mod tests {
         assert_eq!(after["metadata"], json!({"a": "1", "b": "3"}));
         assert_eq!(after["feedback"], json!({"value": 2}));
         assert_eq!(after["trace_id"], "tr-00000000000000000000000000000000");
-    }
-
-    #[test]
-    fn of_the_assessments_the_last_version_is_kept() {
-        let assessments = Assessments::default();
-        for version in 0..ASSESSMENTS_MAX + 5 {
-            assessments.keep(json!({"assessment_id": format!("a-{}", version / 2), "v": version}));
-        }
-        assert_eq!(assessments.find("a-1").expect("kept")["v"], 3);
-        assert_eq!(assessments.find("a-x"), None);
     }
 }

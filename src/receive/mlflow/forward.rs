@@ -101,11 +101,7 @@ impl Forward {
     }
 
     /// The server's answer to a call, as it is.
-    pub(super) async fn ask<B>(
-        &self,
-        head: &Parts,
-        payload: Payload<'_, B>,
-    ) -> Result<Response<reqwest::Body>, Problem>
+    pub(super) async fn ask<B>(&self, head: &Parts, payload: Payload<'_, B>) -> Result<Response<reqwest::Body>, Problem>
     where
         B: Body<Data = Bytes> + Unpin,
     {
@@ -170,7 +166,7 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-fn unavailable(message: impl Into<String>) -> Problem {
+pub(super) fn unavailable(message: impl Into<String>) -> Problem {
     Problem::outside(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, message)
 }
 

@@ -7,10 +7,11 @@
 mod calls;
 mod experiments;
 mod forward;
+mod recent;
 mod route;
 mod seen;
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,11 +28,13 @@ use super::body::Inbound;
 use super::refusal::Problem;
 use super::reply::Reply;
 use super::service::Peer;
+use crate::accounts::Accounts;
 use crate::backend::Relay;
 use crate::config;
+use crate::intake::Commands;
 use forward::{Forward, Payload};
+use recent::Recent;
 pub(super) use route::Route;
-use route::ExperimentCall;
 pub(super) use seen::Seen;
 
 /// The newest server that this was tested with.
@@ -50,20 +53,25 @@ pub(super) struct Mlflow {
     forward: Forward,
     pub(super) seen: Seen,
     experiments: experiments::Experiments,
-    assessments: calls::Assessments,
+    recent: Recent,
     /// The server's, when it was last asked with success.
     version: Mutex<Option<String>>,
 }
 
 impl Mlflow {
-    /// `server` is the mlflow backend's name and the way to it.
-    pub(super) fn new(settings: &config::MlflowCalls, server: Option<(String, Relay)>) -> Self {
+    /// `server` is the mlflow backend's name and the way to it; `books` is where it stands which experiments were
+    /// promised.
+    pub(super) fn new(
+        settings: &config::MlflowCalls,
+        server: Option<(String, Relay)>,
+        books: Option<(Arc<Accounts>, Commands)>,
+    ) -> Self {
         Self {
             settings: settings.clone(),
             forward: Forward::new(settings.forward, server),
             seen: Seen::default(),
-            experiments: experiments::Experiments::default(),
-            assessments: calls::Assessments::default(),
+            experiments: experiments::Experiments::new(books),
+            recent: Recent::default(),
             version: Mutex::default(),
         }
     }
@@ -103,6 +111,20 @@ impl Mlflow {
         if status == StatusCode::OK { serde_json::from_slice(&content).ok() } else { None }
     }
 
+    /// What is known of a trace: by the server, else by what its app said lately. The SDK asks before it links prompts.
+    async fn trace_info(&self, head: &Parts, name: &str) -> Result<Response<Reply>, Problem> {
+        let asked = self.ask(head, Bytes::new(), ASK_TIME).await;
+        if let Some((StatusCode::OK, content)) = asked {
+            return Ok(passed_on(StatusCode::OK, content));
+        }
+        match (self.recent.find(name), asked) {
+            (Some(known), _) => Ok(answer(StatusCode::OK, &known)),
+            (None, Some((status, content))) => Ok(passed_on(status, content)),
+            // Says why.
+            (None, None) => self.forward.pass(head, Payload::<reqwest::Body>::Whole(Bytes::new())).await,
+        }
+    }
+
     async fn version(&self, head: &Parts) -> String {
         let asked = self.ask(head, Bytes::new(), VERSION_TIME).await;
         let told = asked.filter(|(status, _)| *status == StatusCode::OK).and_then(|(_, content)| version(&content));
@@ -137,7 +159,9 @@ where
     match route {
         Route::Version => Ok(text(mlflow.version(head).await)),
         Route::Health => Ok(text("OK")),
-        Route::Experiment(_) | Route::Other => mlflow.forward.pass(head, Payload::Stream(body)).await,
+        Route::TraceInfo(name) => mlflow.trace_info(head, &name).await,
+        Route::Experiment(call) => experiments::handle(reception, head, body, call).await,
+        Route::Other => mlflow.forward.pass(head, Payload::Stream(body)).await,
         route => calls::take(reception, peer, head, body, route).await,
     }
 }
@@ -159,6 +183,14 @@ pub(super) fn refusal(problem: &Problem) -> Response<Reply> {
 
 fn answer(status: StatusCode, message: &Value) -> Response<Reply> {
     let mut response = Response::new(Reply::data(message.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The server's own answer, read before.
+fn passed_on(status: StatusCode, content: Bytes) -> Response<Reply> {
+    let mut response = Response::new(Reply::data(content));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response

@@ -14,6 +14,8 @@ pub(in crate::receive) enum Route {
     Health,
     /// Everything about a trace but its spans; sent at its end.
     StartTrace,
+    /// What is known of a trace, by its name.
+    TraceInfo(String),
     /// A tag of a trace is set or removed.
     Tag(TraceId),
     /// A trace is assessed.
@@ -81,6 +83,9 @@ impl Route {
         }
         Some(match (method, segments.as_slice()) {
             ("POST", ["3.0", "mlflow", "traces"]) => Self::StartTrace,
+            ("GET", ["3.0", "mlflow", "traces", trace]) if trace_id(trace).is_some() => {
+                Self::TraceInfo((*trace).to_owned())
+            }
             ("PATCH" | "DELETE", ["2.0" | "3.0", "mlflow", "traces", trace, "tags"]) => Self::Tag(trace_id(trace)?),
             ("POST", ["3.0", "mlflow", "traces", trace, "assessments"]) => Self::NewAssessment(trace_id(trace)?),
             ("PATCH", ["3.0", "mlflow", "traces", trace, "assessments", id]) => {
@@ -133,12 +138,12 @@ mod tests {
     fn what_belongs_to_a_trace_is_recognised() {
         let trace = trace_id(TRACE).expect("a trace");
         assert_eq!(trace[..2], [0xc0, 0x7e]);
-        let artifact =
-            |is_spans| Route::Artifact(Artifact { experiment: "7".into(), trace, is_spans });
+        let artifact = |is_spans| Route::Artifact(Artifact { experiment: "7".into(), trace, is_spans });
         for (method, path, expected) in [
             ("GET", "/version", Route::Version),
             ("GET", "/health", Route::Health),
             ("POST", "/api/3.0/mlflow/traces", Route::StartTrace),
+            ("GET", "/api/3.0/mlflow/traces/TRACE", Route::TraceInfo(TRACE.into())),
             ("PATCH", "/api/2.0/mlflow/traces/TRACE/tags", Route::Tag(trace)),
             ("DELETE", "/api/3.0/mlflow/traces/TRACE/tags", Route::Tag(trace)),
             ("POST", "/api/3.0/mlflow/traces/TRACE/assessments", Route::NewAssessment(trace)),
@@ -156,7 +161,7 @@ mod tests {
     #[test]
     fn the_rest_is_forwarded_or_not_ours() {
         for (method, path) in [
-            ("GET", "/api/3.0/mlflow/traces/TRACE"),
+            ("GET", "/api/3.0/mlflow/traces/get"),
             ("POST", "/api/3.0/mlflow/traces/search"),
             ("POST", "/api/2.0/mlflow/traces"),
             ("PATCH", "/api/2.0/mlflow/traces/tr-1/tags"),
