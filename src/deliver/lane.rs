@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::backoff::Backoff;
 use super::concurrency::Concurrency;
-use super::parcel::{Parcel, TraceId, take_due};
+use super::parcel::{Parcel, TraceId, take_due, take_fresh};
 use super::patience::Patience;
 use super::side::Side;
 use super::suspect::{BREAKER, Case};
@@ -223,8 +223,8 @@ impl Lane {
         if fresh_first {
             let known = self.queue.len();
             self.read_more(now);
-            if self.queue.len() > known {
-                return self.queue.remove(known);
+            if let Some(parcel) = take_fresh(&mut self.queue, known, &self.turns) {
+                return Some(parcel);
             }
         }
         self.probe_fresh = true;
@@ -705,7 +705,7 @@ impl Lane {
             Mode::Up => None,
             Mode::Probing(_, until) => Some(until),
         };
-        let parcels = self.queue.iter().map(|parcel| parcel.due).min();
+        let parcels = self.queue.iter().map(|parcel| parcel.due).filter(|due| *due > now).min();
         let look = matches!(self.mode, Mode::Probing(LaneState::Blocked, _)).then(|| now + CREDENTIALS_LOOK_EVERY);
         [not_before, parcels.max(not_before), look, self.read_again]
             .into_iter()

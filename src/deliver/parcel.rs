@@ -125,6 +125,12 @@ pub(super) fn take_due(
     queue.remove(at)
 }
 
+/// Takes the first of the parcels behind the `known` first ones that has nothing to wait for. Nothing is under way.
+pub(super) fn take_fresh(queue: &mut VecDeque<Parcel>, known: usize, turns: &Turns) -> Option<Parcel> {
+    let at = (known..queue.len()).find(|at| turns.has_come(&queue[*at]))?;
+    queue.remove(at)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -45,10 +45,12 @@ impl Turns {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
     use std::time::Instant;
 
     use spool::{Call, Envelope, Record};
 
+    use super::super::parcel::{take_due, take_fresh};
     use super::*;
 
     fn parcel(number: u64, trace: TraceId, is_call: bool) -> Parcel {
@@ -58,6 +60,28 @@ mod tests {
         parcel.traces.insert(trace);
         parcel.push(Record { number, envelope, payload: bytes::Bytes::new() });
         parcel
+    }
+
+    #[test]
+    fn nothing_takes_a_call_out_of_its_turn() {
+        const A: TraceId = [1; 16];
+        const B: TraceId = [2; 16];
+        let mut turns = Turns::default();
+        let mut queue: VecDeque<_> = [parcel(1, A, false), parcel(2, A, true), parcel(3, B, true)].into();
+        for parcel in &queue {
+            turns.enter(parcel.records[0].number, &parcel.traces.iter().copied().collect::<Vec<_>>());
+        }
+        let later = Instant::now() + std::time::Duration::from_secs(60);
+        queue[0].due = later;
+        let number = |parcel: Option<Parcel>| parcel.map(|parcel| parcel.records[0].number);
+        assert_eq!(
+            number(take_fresh(&mut queue, 1, &turns)),
+            Some(3),
+            "the spans before the call are still to be sent"
+        );
+        assert_eq!(number(take_fresh(&mut queue, 1, &turns)), None);
+        assert_eq!(number(take_due(&mut queue, &BTreeSet::new(), &turns, Instant::now())), None);
+        assert_eq!(number(take_due(&mut queue, &BTreeSet::new(), &turns, later)), Some(1));
     }
 
     #[test]

@@ -300,6 +300,88 @@ def test_a_trace_has_its_spans_here_only_when_all_of_them_came(make_daemon, rece
     assert (received["requests"], received["spans"]) == (5, 2)
 
 
+def test_a_promised_experiment_outlives_a_kill_and_a_new_name(make_daemon, own_mlflow):
+    own_mlflow.down()
+    daemon = make_daemon([backend(own_mlflow)]).start()
+    query = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=" + "gr%C3%B6%C3%9Fer"
+    promised = get(daemon.http + query)["experiment"]
+    # It was durable before it was told.
+    daemon.kill9()
+    daemon.start()
+    assert get(daemon.http + query)["experiment"] == promised and promised["name"] == "größer"
+    post_span(daemon, "0000000000000001", promised["experiment_id"])
+    own_mlflow.up()
+    # The id is no server's; who has it may still ask.
+    assert get(daemon.http + f"/api/2.0/mlflow/experiments/get?experiment_id={promised['experiment_id']}")["experiment"] == promised
+    daemon.wait_drained()
+    real = own_mlflow.client().get_experiment_by_name("größer").experiment_id
+    # An app that lives on keeps the id, and the experiment is what it was.
+    own_mlflow.client().rename_experiment(real, "größer, renamed")
+    daemon.restart()
+    post_span(daemon, "0000000000000002", promised["experiment_id"])
+    account = daemon.wait_drained()
+    assert account["dead"]["records"] == 0, account
+    assert [len(t.data.spans) for t in own_mlflow.traces(real)] == [2]
+    assert {e.name for e in own_mlflow.client().search_experiments()} == {"Default", "größer, renamed"}
+
+
+def test_calls_that_are_repeated_have_no_second_effect(make_daemon, mlflow_server):
+    """What was delivered just before a kill is delivered again; an app repeats what it got no answer to."""
+    experiment = mlflow_server.new_experiment("repeated")
+    daemon = make_daemon([backend(mlflow_server)]).start()
+    info = trace_info(experiment, 1)
+    feedback = {"assessment_name": "inside", "source": {"source_type": "HUMAN", "source_id": "ann"}, "feedback": {"value": True}}
+    info["trace"]["trace_info"]["assessments"] = [dict(feedback)]
+    post_span(daemon, "0000000000000001", experiment)
+    trace = f"/mlflow/traces/tr-{TRACE}"
+
+    def call(method, path, body):
+        status, _, content = ask(method, daemon.http + path, body, {"content-type": "application/json"})
+        assert status == 200, content
+        return json.loads(content)
+
+    # Without an id of the daemon's the server would make one, each time another.
+    info = call("POST", "/api/3.0/mlflow/traces", info)
+    inside = info["trace"]["trace_info"]["assessments"][0]["assessment_id"]
+    own = {"assessment": {**feedback, "assessment_name": "own", "assessment_id": "a-of-the-app"}}
+    for _ in range(2):
+        call("POST", "/api/3.0/mlflow/traces", info)
+        answered = call("POST", f"/api/3.0{trace}/assessments", own)["assessment"]
+        assert (answered["assessment_id"], answered["valid"]) == ("a-of-the-app", True)
+        call("PATCH", f"/api/2.0{trace}/tags", {"key": "gone", "value": "x"})
+        call("DELETE", f"/api/2.0{trace}/tags", {"key": "gone"})
+        call("DELETE", f"/api/2.0{trace}/tags", {"key": "gone"})
+        call("POST", "/api/2.0/mlflow/traces/link-prompts", {"trace_id": f"tr-{TRACE}", "prompt_versions": [{"name": "p", "version": "1"}]})
+    account = daemon.wait_drained()
+    assert account["dead"]["records"] == 0 and account["delivered"]["records"] == 1 + 1 + 2 * 6, account
+    (found,) = mlflow_server.traces(experiment)
+    assert {a.assessment_id for a in found.info.assessments} == {inside, "a-of-the-app"}
+    assert "gone" not in found.info.tags
+
+
+def test_calls_about_a_trace_wait_for_its_spans(make_daemon, own_mlflow):
+    """The spans are refused for a while (their experiment is deleted); a call about the trace must not be lost by it."""
+    experiment = own_mlflow.new_experiment("deleted for a while")
+    client = own_mlflow.client()
+    daemon = make_daemon([backend(own_mlflow)]).start()
+    missing = str(int(experiment) + 1)
+    post_span(daemon, "0000000000000001", missing)
+    tag = {"key": "k", "value": "v"}
+    assert ask("PATCH", daemon.http + f"/api/2.0/mlflow/traces/tr-{TRACE}/tags", tag, {"content-type": "application/json"})[0] == 200
+    # Another trace passes meanwhile.
+    other = {"traceId": "f" * 32, "spanId": "0000000000000009", "name": "x", "startTimeUnixNano": "1", "endTimeUnixNano": "2"}
+    headers = {"content-type": "application/json", "x-mlflow-experiment-id": experiment}
+    assert ask("POST", daemon.http + "/v1/traces", {"resourceSpans": [{"scopeSpans": [{"spans": [other]}]}]}, headers)[0] == 200
+    wait_until(lambda: daemon.backend()["delivered"]["records"] == 1, "the other trace is delivered")
+    account = daemon.backend()
+    assert account["attempts"] == 2 and account["backlog"]["records"] == 2, f"the call was tried before the spans: {account}"
+    assert client.create_experiment("made at last") == missing
+    account = daemon.wait_drained()
+    assert account["dead"]["records"] == 0, account
+    (found,) = own_mlflow.traces(missing)
+    assert found.info.tags["k"] == "v"
+
+
 def test_calls_that_name_no_experiment_are_for_the_configured_one(make_daemon, mlflow_server):
     experiment = mlflow_server.new_experiment("the one for those that name none")
     daemon = make_daemon([backend(mlflow_server)], receive={"mlflow": {"experiment_id": experiment}}).start()
@@ -422,6 +504,10 @@ def test_bodies_are_streamed_both_ways_and_not_bounded_by_a_requests_limit(make_
     size = 40 << 20
     status, _, _ = ask("PUT", daemon.http + "/api/2.0/mlflow-artifacts/artifacts/7/run/artifacts/model.bin", bytes(size))
     assert status == 200 and scripted.asked[-1][3] == size
+    attachment = f"/api/2.0/mlflow-artifacts/artifacts/7/traces/tr-{TRACE}/artifacts/attachments/a"
+    status, _, _ = ask("PUT", daemon.http + attachment, bytes(2 << 20))
+    assert status == 200 and scripted.asked[-1][1:] == (attachment, scripted.asked[-1][2], 2 << 20), "too large to be spooled"
+    assert daemon.status()["received"]["requests"] == 0
     with urllib.request.urlopen(daemon.http + "/api/2.0/mlflow-artifacts/artifacts/slow", timeout=PATIENCE) as r:
         assert r.read(1) == b"a", "the first piece comes before the second is there"
         scripted.go_on.set()

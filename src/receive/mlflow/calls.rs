@@ -44,6 +44,11 @@ pub(super) async fn take<B>(
 where
     B: Body<Data = Bytes> + Unpin,
 {
+    let is_large = body.announced().is_some_and(|length| length > reception.max_request_bytes);
+    if is_large && matches!(route, Route::Artifact(_)) && reception.mlflow.forward.leads_somewhere() {
+        // A file that is too large to be kept has a chance when the server is there.
+        return reception.mlflow.forward.pass(head, Payload::Stream(body)).await;
+    }
     let read = read(reception, head, body).await?;
     let store = Store { reception, peer, head };
     match route {

@@ -49,7 +49,6 @@ where
     let mut charge = reception.budget.open()?;
     let announced = body.announced();
     let body = body.read(BODY_BYTES, &mut charge, |_| Ok(announced)).await?;
-    let asked = mlflow.ask(head, body.clone(), ASK_TIME).await;
     let known = &mlflow.experiments;
     let wanted = match call {
         ExperimentCall::Get => parameter(head, "experiment_id"),
@@ -59,6 +58,13 @@ where
             message["name"].as_str().map(str::to_owned)
         }
     };
+    if call == ExperimentCall::Get
+        && let Some(promised) = wanted.as_deref().and_then(|id| known.promised(id))
+    {
+        // An id that no server knows.
+        return Ok(answer(StatusCode::OK, &json!({ "experiment": promised })));
+    }
+    let asked = mlflow.ask(head, body.clone(), ASK_TIME).await;
     if let Some((status, content)) = asked.filter(|(status, _)| !is_away(*status)) {
         if status == StatusCode::OK {
             let described: Value = serde_json::from_slice(&content).unwrap_or_default();
@@ -169,9 +175,12 @@ impl Experiments {
 
     /// By its id.
     pub(super) fn by_id(&self, id: &str) -> Option<Value> {
-        let promised = || self.books.as_ref()?.0.promised(id).map(|promised| described(id, &promised.name));
-        let known = self.known.lock().expect("locked for moments that cannot panic").get(id).cloned();
-        known.or_else(promised)
+        self.known.lock().expect("locked for moments that cannot panic").get(id).cloned()
+    }
+
+    /// One that was promised, by its provisional id.
+    fn promised(&self, id: &str) -> Option<Value> {
+        self.books.as_ref()?.0.promised(id).map(|promised| described(id, &promised.name))
     }
 
     /// By its name.
