@@ -24,6 +24,8 @@ use crate::config::Delivery;
 
 /// Records that a lane holds in memory at most, beside the bound in bytes.
 const WINDOW_RECORDS: u64 = 65_536;
+/// A call of so many bytes is no small part of its commit group, and not copied out of it.
+const CALL_KEPT_SHARED: usize = 1 << 20;
 /// How long a stopping lane waits for the requests under way.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 /// Nothing is given up so soon after a start, for the backend may just be starting too.
@@ -369,7 +371,12 @@ impl Lane {
         let mut parcel = Parcel::new(partition.map(str::to_owned), now);
         parcel.traces.extend(&record.envelope.trace_ids);
         self.turns.enter(record.number, &record.envelope.trace_ids);
+        let is_small = record.payload.len() < CALL_KEPT_SHARED;
         parcel.push(record);
+        if is_small {
+            // It may have to wait for its trace.
+            parcel.unshare();
+        }
         self.queue.push_back(parcel);
     }
 
