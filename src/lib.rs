@@ -14,4 +14,5 @@ pub mod ledger;
 pub mod log;
 pub mod otlp;
 pub mod receive;
+pub mod side;
 pub mod status;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tracespool::config::{
-    Compression, Config, Credentials, Environment, Experiment, Loaded, Mistakes, Overrides, StartAt, Target, effective,
-    load,
+    AfterRetryTimeout, Compression, Config, Credentials, Environment, Experiment, Loaded, Mistakes, Overrides, StartAt,
+    Target, WhenFull, effective, load,
 };
 
 /// A folder with a configuration file in it.
@@ -78,13 +78,15 @@ group = "apps"
 [spool]
 max_bytes = "1GiB"
 segment_bytes = "1MiB"
-when_full = "refuse"
+max_traces = 5
+when_full = "discard_newest"
 min_free_disk = "2GiB"
 keep_delivered = "1h"
 keep_delivered_bytes = "3MiB"
 [delivery]
 workers = 3
 timeout = "5s"
+after_retry_timeout = "discard"
 [dead_letters]
 max_bytes = "4MiB"
 max_age = "2d"
@@ -99,7 +101,10 @@ tls = { ca = "ca.pem" }
 compression = "none"
 experiment_id = "7"
 start_at = "now"
+when_full = "discard_oldest"
+max_backlog_bytes = "9MiB"
 timeout = "6s"
+after_retry_timeout = "dead_letter"
 batch_max_bytes = "1MiB"
 backoff_initial = "2s"
 backoff_max = "3s"
@@ -144,6 +149,7 @@ format = "json"
     );
     let spool = &config.spool;
     assert_eq!((spool.max_bytes, spool.segment_bytes, spool.min_free_disk), (1 << 30, 1 << 20, 2 << 30));
+    assert_eq!((spool.max_traces, spool.when_full), (Some(5), WhenFull::DiscardNewest));
     assert_eq!((spool.keep_delivered, spool.keep_delivered_bytes), (Duration::from_secs(3600), 3 << 20));
     assert_eq!((config.dead_letters.max_bytes, config.dead_letters.max_age), (4 << 20, Duration::from_secs(172_800)));
     assert_eq!((config.admin.socket.mode, config.admin.socket.group.as_deref()), (0o660, Some("ops")));
@@ -159,6 +165,10 @@ format = "json"
     assert_eq!((username.as_str(), password_file), ("ada", &fixture.path("password")));
     assert_eq!((experiment, mlflow.start_at), (&Experiment::Id("7".into()), StartAt::Now));
     // Its own keys win over [delivery], and that over the defaults.
+    assert_eq!((mlflow.gives_way, mlflow.max_backlog_bytes), (true, Some(9 << 20)));
+    assert_eq!((http.gives_way, http.max_backlog_bytes), (false, None));
+    assert_eq!(mlflow.delivery.after_retry_timeout, AfterRetryTimeout::DeadLetter);
+    assert_eq!(http.delivery.after_retry_timeout, AfterRetryTimeout::Discard);
     let delivery = &mlflow.delivery;
     assert_eq!((delivery.workers, delivery.timeout, delivery.batch_max_bytes), (3, Duration::from_secs(6), 1 << 20));
     assert_eq!((http.delivery.workers, http.delivery.timeout), (3, Duration::from_secs(5)));
@@ -186,7 +196,7 @@ fn all_mistakes_are_said_at_once_with_line_column_and_key() {
   listen = ["0.0.0.0:4317", "localhost:1"]
 max_request_bytes = "2GiB"
 [spool]
-when_full = "discard_oldest"
+when_full = "discard_odest"
 durability = "relaxd"
 keep_delivered = 5
 [delivery]
@@ -208,7 +218,7 @@ level = "loud"
         "3:13: receive.listen can be reached from other machines",
         "3:29: receive.listen must be an IP address",
         "4:1: receive.max_request_bytes must be from 1KiB to 1GiB",
-        "6:1: spool.when_full must be \"refuse\": discarding is not available in this version",
+        "6:1: spool.when_full must be one of refuse, discard_oldest, discard_newest; did you mean discard_oldest?",
         "7:1: spool.durability must be one of sync, relaxed; did you mean relaxed?",
         "8:1: spool.keep_delivered must be a time such as \"30s\", and is a number",
         "10:1: delivery.workers must be from 1 to 1000",
@@ -232,6 +242,11 @@ fn limits_that_do_not_fit_together_are_mistakes() {
     assert_one_mistake(
         "[receive]\nlisten = [\"0.0.0.0:1\", \"127.0.0.1:1\"]\ninsecure = true",
         "2:24: receive.listen is already",
+    );
+    assert_one_mistake("[spool]\nmax_traces = 0", "2:1: spool.max_traces must be at least 1");
+    assert_one_mistake(
+        "[[backend]]\nname = \"f\"\nkind = \"file\"\npath = \"f\"\nmax_backlog_bytes = \"1MiB\"",
+        "5:1: backend.f.max_backlog_bytes needs when_full",
     );
     assert!(Fixture::new("[spool]\nmax_bytes = \"256KiB\"\nsegment_bytes = \"64KiB\"").load().is_ok());
     assert!(Fixture::new("[receive]\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:0\"]").load().is_ok());

@@ -84,7 +84,20 @@ fn the_backend_of_the_sample_is_read() {
     let example = text[start..end].replace("#[[", "[[");
     for (kind, keys) in [
         ("mlflow", &["endpoint", "experiment_id", "token_file"][..]),
-        ("otlp_http", &["traces_endpoint", "headers", "username", "password_file", "tls", "compression", "start_at"]),
+        (
+            "otlp_http",
+            &[
+                "traces_endpoint",
+                "headers",
+                "username",
+                "password_file",
+                "tls",
+                "compression",
+                "start_at",
+                "when_full",
+                "max_backlog_bytes",
+            ],
+        ),
         ("file", &["path", "rotate_bytes", "rotate_files"]),
     ] {
         let folder = tempfile::tempdir().expect("a folder");

@@ -64,7 +64,7 @@ async fn a_stop_answers_what_is_in_hand_and_closes_the_doors() {
     assert!(!doors.served.is_finished());
 
     for job in jobs {
-        job.answer.send(Ok(Receipt { record: 1 })).expect("someone waits for it");
+        job.answer.send(Ok(Receipt { record: Some(1) })).expect("someone waits for it");
     }
     assert_eq!(answer(&mut http).await.status, 200);
     assert_eq!(answer(&mut unix).await.status, 200);

@@ -51,7 +51,13 @@ pub trait Disk: Debug + Send + Sync {
     /// The file system's.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// How many names a file has.
+    /// Gives a file a second name, which must not exist. Not durable before [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// The file system's; `AlreadyExists` when the name is taken, and others where files can't have two names.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// How many names a file has. One with a second name must not be written over: it is somebody else's, too.
     ///
     /// # Errors
     /// The file system's.
@@ -147,6 +153,10 @@ impl Disk for OsDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
     }
 
     fn links(&self, path: &Path) -> io::Result<u64> {

@@ -85,7 +85,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    fn from_u8(value: u8) -> Option<Self> {
+    pub(crate) fn from_u8(value: u8) -> Option<Self> {
         [Self::Parked, Self::Rejected, Self::Expired, Self::TooLarge].into_iter().find(|reason| *reason as u8 == value)
     }
 }
@@ -109,6 +109,8 @@ pub struct Aside {
     pub first_attempt_ns: u64,
     /// Wall clock of the last attempt.
     pub last_attempt_ns: u64,
+    /// Running clock at which it was set aside, milliseconds: its age as a dead letter counts from there.
+    pub clock_ms: u64,
 }
 
 /// An MLflow call, to be made again at the server.
@@ -178,6 +180,7 @@ const ASIDE_STATUS: u16 = 35;
 const ASIDE_MESSAGE: u16 = 36;
 const ASIDE_ATTEMPTS: u16 = 37;
 const ASIDE_TIMES: u16 = 38;
+const ASIDE_CLOCK: u16 = 40;
 
 impl Envelope {
     /// The part that the frame header does not hold.
@@ -210,7 +213,8 @@ impl Envelope {
                 .text(ASIDE_STATUS, Some(&aside.status))
                 .text(ASIDE_MESSAGE, Some(&aside.message))
                 .u32(ASIDE_ATTEMPTS, aside.attempts)
-                .u64s(ASIDE_TIMES, &[aside.first_attempt_ns, aside.last_attempt_ns]);
+                .u64s(ASIDE_TIMES, &[aside.first_attempt_ns, aside.last_attempt_ns])
+                .u64(ASIDE_CLOCK, aside.clock_ms);
         }
         to.finish()
     }
@@ -251,7 +255,7 @@ impl Envelope {
                     // Written behind the call that it belongs to.
                     self.call.as_mut().ok_or(Malformed)?.content_type = Some(tlv::as_text(value)?);
                 }
-                ASIDE_RECORD..=ASIDE_TIMES => self.decode_aside(tag, value)?,
+                ASIDE_RECORD..=ASIDE_TIMES | ASIDE_CLOCK => self.decode_aside(tag, value)?,
                 COMPRESSION | ENCRYPTION => return Err(Malformed),
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => {}
@@ -270,6 +274,7 @@ impl Envelope {
             attempts: 0,
             first_attempt_ns: 0,
             last_attempt_ns: 0,
+            clock_ms: 0,
         });
         match tag {
             ASIDE_RECORD => aside.record = tlv::as_u64(value)?,
@@ -279,6 +284,7 @@ impl Envelope {
             ASIDE_MESSAGE => aside.message = tlv::as_text(value)?,
             ASIDE_ATTEMPTS => aside.attempts = tlv::as_u32(value)?,
             ASIDE_TIMES => [aside.first_attempt_ns, aside.last_attempt_ns] = tlv::as_u64s(value)?,
+            ASIDE_CLOCK => aside.clock_ms = tlv::as_u64(value)?,
             _ => {}
         }
         Ok(())

@@ -60,12 +60,12 @@ pub use error::Error;
 pub use experiments::PromisedExperiment;
 pub use frame::Record;
 pub use journal::{
-    Committed, Damage, Draft, Durability, Inspected, Journal, Keep, KeptBack, Opened, Options, Reader, Reclaimed,
+    Committed, Damage, Draft, Durability, Inspected, Journal, Keep, Kept, KeptBack, Opened, Options, Reader, Reclaimed,
     Recovery, SegmentInfo, Shared, Step, Torn, Writer,
 };
 pub use ranges::Ranges;
 pub use segment::Stream;
-pub use state::{Account, Control, Discarded, Received, State};
+pub use state::{Account, Control, DiscardReason, Discarded, Label, Letters, LettersEnd, Received, State};
 pub use tally::Tally;
 
 /// The time as the caller has it; the crate owns no clock.

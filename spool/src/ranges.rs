@@ -89,6 +89,14 @@ impl Ranges {
     }
 }
 
+impl From<Range<u64>> for Ranges {
+    fn from(range: Range<u64>) -> Self {
+        let mut set = Self::default();
+        set.insert(range);
+        set
+    }
+}
+
 impl FromIterator<Range<u64>> for Ranges {
     fn from_iter<T: IntoIterator<Item = Range<u64>>>(ranges: T) -> Self {
         let mut set = Self::default();

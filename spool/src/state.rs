@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::Ranges;
+use crate::envelope::Reason;
 use crate::experiments::PromisedExperiment;
 use crate::tally::Tally;
 use crate::tlv::{self, CRITICAL, Encoder, Malformed};
@@ -22,6 +23,45 @@ pub struct State {
     pub accounts: BTreeMap<String, Account>,
     /// Experiments that apps were given provisional ids for, by that id.
     pub experiments: BTreeMap<String, PromisedExperiment>,
+    /// Which history this is: made at the journal's first start, and kept wherever a place is kept, so that the places
+    /// of one spool are never taken for those of another. 0 before it is known.
+    pub spool_id: u64,
+    /// How many facts that move counters were folded in. A view of the books is of use only beside a journal that has
+    /// seen as many: otherwise one of them has counted what the other has not.
+    pub facts: u64,
+    /// Records of the side journal that nobody keeps any more. Each belongs to one backend.
+    pub side_settled: Ranges,
+    /// Whole segments that became dead letters, oldest first.
+    pub labels: Vec<Label>,
+}
+
+/// A segment of the main journal that was not delivered in time, kept as dead letters of a backend as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Label {
+    /// The segment.
+    pub segment: u64,
+    /// The backend that did not take it.
+    pub backend: String,
+    /// Why.
+    pub reason: Reason,
+    /// Those of its records that the backend still waited for.
+    pub records: Ranges,
+    /// What they weigh.
+    pub tally: Tally,
+    /// The backend's status, as of the attempt after which it was given up.
+    pub status: String,
+    /// Its message, shortened.
+    pub message: String,
+    /// Attempts of the request that failed last.
+    pub attempts: u32,
+    /// Wall clock of that request's first attempt, nanoseconds since 1970.
+    pub first_attempt_ns: u64,
+    /// Wall clock of its last attempt.
+    pub last_attempt_ns: u64,
+    /// Running clock at which it was given up, milliseconds.
+    pub clock_ms: u64,
+    /// Wall clock of receipt of its first record.
+    pub received_ns: u64,
 }
 
 /// What came in since the spool was made.
@@ -82,7 +122,55 @@ pub struct Discarded {
     pub purged: u64,
 }
 
+/// A limit that an operator set, or the operator's own word. The numbers are on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DiscardReason {
+    /// Past `retry_timeout`.
+    RetryTimeout = 1,
+    /// Past the queue cap.
+    QueueCap = 2,
+    /// Past the dead letters' cap in bytes.
+    DeadLetterCap = 3,
+    /// Past the dead letters' age.
+    DeadLetterAge = 4,
+    /// By an operator's `purge`.
+    Purged = 5,
+}
+
+impl DiscardReason {
+    /// As `status` and the log name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RetryTimeout => "retry_timeout",
+            Self::QueueCap => "queue_cap",
+            Self::DeadLetterCap => "dead_letter_cap",
+            Self::DeadLetterAge => "dead_letter_age",
+            Self::Purged => "purged",
+        }
+    }
+
+    fn from_u8(value: u8) -> Result<Self, Malformed> {
+        [Self::RetryTimeout, Self::QueueCap, Self::DeadLetterCap, Self::DeadLetterAge, Self::Purged]
+            .into_iter()
+            .find(|reason| *reason as u8 == value)
+            .ok_or(Malformed)
+    }
+}
+
 impl Discarded {
+    /// Counts what was given up for a reason.
+    pub fn count(&mut self, reason: DiscardReason, units: u64) {
+        *match reason {
+            DiscardReason::RetryTimeout => &mut self.retry_timeout,
+            DiscardReason::QueueCap => &mut self.queue_cap,
+            DiscardReason::DeadLetterCap => &mut self.dead_letter_cap,
+            DiscardReason::DeadLetterAge => &mut self.dead_letter_age,
+            DiscardReason::Purged => &mut self.purged,
+        } += units;
+    }
+
     /// All of them.
     #[must_use]
     pub fn total(&self) -> u64 {
@@ -165,6 +253,25 @@ impl Account {
         }
     }
 
+    /// Those of `records` that the backend is owed and that are not finished.
+    #[must_use]
+    pub fn unfinished_in(&self, records: Range<u64>) -> Ranges {
+        let end = if self.is_removed() { records.end.min(self.end) } else { records.end };
+        let start = records.start.max(self.place);
+        if start >= end { Ranges::default() } else { self.finished.missing_in(start..end).collect() }
+    }
+
+    /// Whether the first of `records` is not finished. A fact about records that were all unfinished when it was made
+    /// is folded in once at most: before it none of them is finished, after it all are.
+    fn awaits(&self, records: &Ranges) -> bool {
+        records.first().is_some_and(|first| !self.is_finished(first.start))
+    }
+
+    /// Notes that all of these need nothing more.
+    fn finish_all(&mut self, records: &Ranges) {
+        records.iter().for_each(|range| self.finish(range));
+    }
+
     /// Behind the highest record that this account knows of.
     #[must_use]
     pub fn seen(&self) -> u64 {
@@ -208,6 +315,48 @@ pub enum Control {
     },
     /// An app was given a provisional id for an experiment.
     ExperimentPromised(PromisedExperiment),
+    /// Records that a backend waited for were given up by a limit.
+    Discarded {
+        /// The backend.
+        backend: String,
+        /// The records, none of which was finished.
+        records: Ranges,
+        /// Which limit.
+        reason: DiscardReason,
+        /// What they weigh.
+        tally: Tally,
+    },
+    /// Dead letters are kept no more.
+    SideSettled {
+        /// Whose they were.
+        backend: String,
+        /// Which ones.
+        letters: Letters,
+        /// How they ended.
+        end: LettersEnd,
+        /// What they weigh.
+        tally: Tally,
+    },
+    /// A whole segment became dead letters of a backend.
+    Relabelled(Box<Label>),
+}
+
+/// Some dead letters of one backend.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Letters {
+    /// By their numbers in the side journal. Numbers that no record has may be among them.
+    Numbers(Ranges),
+    /// All those of a segment that was re-labelled.
+    Segment(u64),
+}
+
+/// How dead letters ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LettersEnd {
+    /// Given up by a limit.
+    Discarded(DiscardReason),
+    /// Lost to damage of the medium.
+    Damaged,
 }
 
 // Controls: one critical item each, because a control that is skipped is a fact that is lost.
@@ -215,7 +364,26 @@ const CONTROL_BACKEND_ADDED: u16 = CRITICAL | 1;
 const CONTROL_PAUSED: u16 = CRITICAL | 2;
 const CONTROL_RESUMED: u16 = CRITICAL | 3;
 const CONTROL_EXPERIMENT_PROMISED: u16 = CRITICAL | 8;
+const CONTROL_DISCARDED: u16 = CRITICAL | 5;
+const CONTROL_SIDE_SETTLED: u16 = CRITICAL | 12;
 const CONTROL_BACKEND_REMOVED: u16 = CRITICAL | 14;
+const CONTROL_RELABELLED: u16 = CRITICAL | 15;
+
+const DISCARD_BACKEND: u16 = 1;
+const DISCARD_RECORDS: u16 = 2;
+const DISCARD_REASON: u16 = 3;
+const DISCARD_TALLY: u16 = 4;
+
+const SETTLED_BACKEND: u16 = 1;
+const SETTLED_NUMBERS: u16 = 2;
+const SETTLED_HOW: u16 = 3;
+const SETTLED_REASON: u16 = 4;
+const SETTLED_TALLY: u16 = 5;
+const SETTLED_SEGMENT: u16 = 6;
+
+/// Values of [`SETTLED_HOW`]; those below are reserved.
+const HOW_DISCARDED: u8 = 5;
+const HOW_DAMAGED: u8 = 6;
 
 impl Control {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -226,6 +394,32 @@ impl Control {
             Self::Paused { name } => to.text(CONTROL_PAUSED, Some(name)),
             Self::Resumed { name } => to.text(CONTROL_RESUMED, Some(name)),
             Self::ExperimentPromised(promised) => to.bytes(CONTROL_EXPERIMENT_PROMISED, &promised.encode()),
+            Self::Discarded { backend, records, reason, tally } => {
+                let mut inner = Encoder::default();
+                inner
+                    .text(DISCARD_BACKEND, Some(backend))
+                    .u64s(DISCARD_RECORDS, &pairs(records))
+                    .u8(DISCARD_REASON, *reason as u8)
+                    .u64s(DISCARD_TALLY, &numbers(*tally));
+                to.bytes(CONTROL_DISCARDED, &inner.finish())
+            }
+            Self::SideSettled { backend, letters, end, tally } => {
+                let mut inner = Encoder::default();
+                inner.text(SETTLED_BACKEND, Some(backend));
+                match letters {
+                    Letters::Numbers(numbers) => inner.u64s(SETTLED_NUMBERS, &pairs(numbers)),
+                    Letters::Segment(segment) => inner.u64(SETTLED_SEGMENT, *segment),
+                };
+                match end {
+                    LettersEnd::Discarded(reason) => {
+                        inner.u8(SETTLED_HOW, HOW_DISCARDED).u8(SETTLED_REASON, *reason as u8)
+                    }
+                    LettersEnd::Damaged => inner.u8(SETTLED_HOW, HOW_DAMAGED),
+                };
+                inner.u64s(SETTLED_TALLY, &numbers(*tally));
+                to.bytes(CONTROL_SIDE_SETTLED, &inner.finish())
+            }
+            Self::Relabelled(label) => to.bytes(CONTROL_RELABELLED, &label.encode()),
         };
         to.finish()
     }
@@ -246,12 +440,137 @@ impl Control {
                 CONTROL_PAUSED => Self::Paused { name: tlv::as_text(value)? },
                 CONTROL_RESUMED => Self::Resumed { name: tlv::as_text(value)? },
                 CONTROL_EXPERIMENT_PROMISED => Self::ExperimentPromised(PromisedExperiment::decode(value)?),
+                CONTROL_DISCARDED => read_discarded(value)?,
+                CONTROL_SIDE_SETTLED => read_side_settled(value)?,
+                CONTROL_RELABELLED => Self::Relabelled(Box::new(Label::decode(value)?)),
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => continue,
             });
         }
         Ok(controls)
     }
+}
+
+fn read_discarded(bytes: &[u8]) -> Result<Control, Malformed> {
+    let (mut backend, mut records, mut reason, mut sum) = (None, Ranges::default(), None, Tally::default());
+    for item in tlv::items(bytes) {
+        let (tag, value) = item?;
+        match tag {
+            DISCARD_BACKEND => backend = Some(tlv::as_text(value)?),
+            DISCARD_RECORDS => records = read_pairs(value)?,
+            DISCARD_REASON => reason = Some(DiscardReason::from_u8(tlv::as_u8(value)?)?),
+            DISCARD_TALLY => sum = tally(value)?,
+            unknown if unknown & CRITICAL != 0 => return Err(Malformed),
+            _ => {}
+        }
+    }
+    let (backend, reason) = (backend.ok_or(Malformed)?, reason.ok_or(Malformed)?);
+    Ok(Control::Discarded { backend, records, reason, tally: sum })
+}
+
+fn read_side_settled(bytes: &[u8]) -> Result<Control, Malformed> {
+    let (mut backend, mut letters, mut how, mut reason, mut sum) = (None, None, 0, None, Tally::default());
+    for item in tlv::items(bytes) {
+        let (tag, value) = item?;
+        match tag {
+            SETTLED_BACKEND => backend = Some(tlv::as_text(value)?),
+            SETTLED_NUMBERS => letters = Some(Letters::Numbers(read_pairs(value)?)),
+            SETTLED_SEGMENT => letters = Some(Letters::Segment(tlv::as_u64(value)?)),
+            SETTLED_HOW => how = tlv::as_u8(value)?,
+            SETTLED_REASON => reason = Some(DiscardReason::from_u8(tlv::as_u8(value)?)?),
+            SETTLED_TALLY => sum = tally(value)?,
+            unknown if unknown & CRITICAL != 0 => return Err(Malformed),
+            _ => {}
+        }
+    }
+    let end = match how {
+        HOW_DISCARDED => LettersEnd::Discarded(reason.ok_or(Malformed)?),
+        HOW_DAMAGED => LettersEnd::Damaged,
+        _ => return Err(Malformed),
+    };
+    let (backend, letters) = (backend.ok_or(Malformed)?, letters.ok_or(Malformed)?);
+    Ok(Control::SideSettled { backend, letters, end, tally: sum })
+}
+
+const LABEL_SEGMENT: u16 = 1;
+const LABEL_BACKEND: u16 = 2;
+const LABEL_REASON: u16 = 3;
+const LABEL_RECORDS: u16 = 4;
+const LABEL_TALLY: u16 = 5;
+const LABEL_STATUS: u16 = 6;
+const LABEL_MESSAGE: u16 = 7;
+const LABEL_TIMES: u16 = 8;
+
+impl Label {
+    fn encode(&self) -> Vec<u8> {
+        let mut to = Encoder::default();
+        to.u64(LABEL_SEGMENT, self.segment)
+            .text(LABEL_BACKEND, Some(&self.backend))
+            .u8(LABEL_REASON, self.reason as u8)
+            .u64s(LABEL_RECORDS, &pairs(&self.records))
+            .u64s(LABEL_TALLY, &numbers(self.tally))
+            .text(LABEL_STATUS, Some(&self.status))
+            .text(LABEL_MESSAGE, Some(&self.message))
+            .u64s(
+                LABEL_TIMES,
+                &[
+                    u64::from(self.attempts),
+                    self.first_attempt_ns,
+                    self.last_attempt_ns,
+                    self.clock_ms,
+                    self.received_ns,
+                ],
+            );
+        to.finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut label = Self {
+            segment: 0,
+            backend: String::new(),
+            reason: Reason::Expired,
+            records: Ranges::default(),
+            tally: Tally::default(),
+            status: String::new(),
+            message: String::new(),
+            attempts: 0,
+            first_attempt_ns: 0,
+            last_attempt_ns: 0,
+            clock_ms: 0,
+            received_ns: 0,
+        };
+        for item in tlv::items(bytes) {
+            let (tag, value) = item?;
+            match tag {
+                LABEL_SEGMENT => label.segment = tlv::as_u64(value)?,
+                LABEL_BACKEND => label.backend = tlv::as_text(value)?,
+                LABEL_REASON => label.reason = Reason::from_u8(tlv::as_u8(value)?).ok_or(Malformed)?,
+                LABEL_RECORDS => label.records = read_pairs(value)?,
+                LABEL_TALLY => label.tally = tally(value)?,
+                LABEL_STATUS => label.status = tlv::as_text(value)?,
+                LABEL_MESSAGE => label.message = tlv::as_text(value)?,
+                LABEL_TIMES => {
+                    let [attempts, first, last, clock_ms, received_ns] = tlv::as_u64s(value)?;
+                    label.attempts = u32::try_from(attempts).map_err(|_| Malformed)?;
+                    (label.first_attempt_ns, label.last_attempt_ns) = (first, last);
+                    (label.clock_ms, label.received_ns) = (clock_ms, received_ns);
+                }
+                unknown if unknown & CRITICAL != 0 => return Err(Malformed),
+                _ => {}
+            }
+        }
+        Ok(label)
+    }
+}
+
+/// Ranges as numbers in a row: first and behind of each.
+fn pairs(ranges: &Ranges) -> Vec<u64> {
+    ranges.iter().flat_map(|range| [range.start, range.end]).collect()
+}
+
+fn read_pairs(value: &[u8]) -> Result<Ranges, Malformed> {
+    let ranges = value.chunks(16).map(|pair| tlv::as_u64s(pair).map(|[start, end]| start..end));
+    ranges.collect()
 }
 
 fn numbered_name(number: u64, name: &str) -> Vec<u8> {
@@ -267,6 +586,9 @@ const CLOCK: u16 = 1;
 const RECEIVED: u16 = 2;
 const ACCOUNT: u16 = 3;
 const EXPERIMENT: u16 = 5;
+const LABEL: u16 = 8;
+const SIDE_SETTLED: u16 = 9;
+const SPOOL_ID: u16 = 10;
 
 const ACCOUNT_NAME: u16 = 1;
 const ACCOUNT_PLACES: u16 = 2;
@@ -299,6 +621,35 @@ impl State {
             Control::ExperimentPromised(promised) => {
                 self.experiments.entry(promised.id.clone()).or_insert_with(|| promised.clone());
             }
+            Control::Discarded { backend, records, reason, tally } => {
+                if let Some(account) = self.accounts.get_mut(backend).filter(|account| account.awaits(records)) {
+                    account.finish_all(records);
+                    account.discarded.count(*reason, tally.units);
+                    self.facts += 1;
+                }
+            }
+            Control::SideSettled { backend, letters, end, tally } => {
+                if !self.settle_letters(backend, letters) {
+                    return;
+                }
+                self.facts += 1;
+                if let Some(account) = self.accounts.get_mut(backend) {
+                    account.dead -= *tally;
+                    match end {
+                        LettersEnd::Discarded(reason) => account.discarded.count(*reason, tally.units),
+                        LettersEnd::Damaged => account.damaged += tally.units,
+                    }
+                }
+            }
+            Control::Relabelled(label) => {
+                let account = self.accounts.get_mut(&label.backend);
+                if let Some(account) = account.filter(|account| account.awaits(&label.records)) {
+                    account.finish_all(&label.records);
+                    account.dead += label.tally;
+                    self.labels.push(Label::clone(label));
+                    self.facts += 1;
+                }
+            }
         }
     }
 
@@ -308,6 +659,28 @@ impl State {
     pub fn lowest_needed(&self) -> Option<u64> {
         let debts = self.accounts.values().map(Account::lowest_needed).min()?;
         Some(debts.min(self.owed_to_nobody().unwrap_or(u64::MAX)))
+    }
+
+    /// Whether these letters were there still.
+    fn settle_letters(&mut self, backend: &str, letters: &Letters) -> bool {
+        match letters {
+            Letters::Numbers(numbers) => {
+                let is_new = numbers.first().is_some_and(|first| !self.side_settled.contains(first.start));
+                numbers.iter().for_each(|range| self.side_settled.insert(range));
+                is_new
+            }
+            Letters::Segment(segment) => {
+                let before = self.labels.len();
+                self.labels.retain(|label| label.segment != *segment || label.backend != *backend);
+                self.labels.len() < before
+            }
+        }
+    }
+
+    /// The first record of the side journal that is kept.
+    #[must_use]
+    pub fn side_lowest(&self) -> u64 {
+        self.side_settled.first().filter(|first| first.start <= 1).map_or(1, |first| first.end)
     }
 
     /// Finishes, in all accounts, numbers that no record has and none will get.
@@ -331,6 +704,10 @@ impl State {
         for promised in self.experiments.values() {
             to.bytes(EXPERIMENT, &promised.encode());
         }
+        for label in &self.labels {
+            to.bytes(LABEL, &label.encode());
+        }
+        to.u64s(SIDE_SETTLED, &pairs(&self.side_settled)).u64s(SPOOL_ID, &[self.spool_id, self.facts]);
         to.finish()
     }
 
@@ -349,6 +726,9 @@ impl State {
                     let promised = PromisedExperiment::decode(value)?;
                     state.experiments.insert(promised.id.clone(), promised);
                 }
+                LABEL => state.labels.push(Label::decode(value)?),
+                SIDE_SETTLED => state.side_settled = read_pairs(value)?,
+                SPOOL_ID => [state.spool_id, state.facts] = tlv::as_u64s(value)?,
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => {}
             }
@@ -360,11 +740,10 @@ impl State {
 impl Account {
     fn encode(&self, name: &str) -> Vec<u8> {
         let mut to = Encoder::default();
-        let finished: Vec<u64> = self.finished.iter().flat_map(|range| [range.start, range.end]).collect();
         let discarded = self.discarded;
         to.text(ACCOUNT_NAME, Some(name))
             .u64s(ACCOUNT_PLACES, &[self.start, self.place, self.side_place, self.end])
-            .u64s(ACCOUNT_FINISHED, &finished)
+            .u64s(ACCOUNT_FINISHED, &pairs(&self.finished))
             .u64s(ACCOUNT_DELIVERED, &numbers(self.delivered))
             .u64s(ACCOUNT_DEAD, &numbers(self.dead))
             .u64s(ACCOUNT_PARKED, &numbers(self.parked))
@@ -393,12 +772,7 @@ impl Account {
                 ACCOUNT_PLACES => {
                     [account.start, account.place, account.side_place, account.end] = tlv::as_u64s(value)?
                 }
-                ACCOUNT_FINISHED => {
-                    for range in value.chunks(16) {
-                        let [start, end] = tlv::as_u64s(range)?;
-                        account.finished.insert(start..end);
-                    }
-                }
+                ACCOUNT_FINISHED => account.finished = read_pairs(value)?,
                 ACCOUNT_DELIVERED => account.delivered = tally(value)?,
                 ACCOUNT_DEAD => account.dead = tally(value)?,
                 ACCOUNT_PARKED => account.parked = tally(value)?,
@@ -459,6 +833,10 @@ mod tests {
             received: Received { requests: 1, refused_too_large: 7, counted_to: 9, ..Received::default() },
             accounts: [("a".to_owned(), account), ("b".to_owned(), Account::from_record(9))].into(),
             experiments: [("9".to_owned(), promised())].into(),
+            spool_id: 77,
+            facts: 78,
+            side_settled: [1..4, 6..7].into_iter().collect(),
+            labels: vec![label()],
         };
         assert_eq!(State::decode(&state.encode()), Ok(state));
     }
@@ -483,6 +861,76 @@ mod tests {
             state.apply(&control);
         }
         assert_eq!(state.experiments["9"], first);
+    }
+
+    fn label() -> Label {
+        Label {
+            segment: 3,
+            backend: "a".into(),
+            reason: Reason::Expired,
+            records: [7..9, 11..20].into_iter().collect(),
+            tally: Tally { records: 11, traces: 12, spans: 13, units: 14, bytes: 15 },
+            status: "503".into(),
+            message: "away".into(),
+            attempts: 4,
+            first_attempt_ns: 5,
+            last_attempt_ns: 6,
+            clock_ms: 7,
+            received_ns: 8,
+        }
+    }
+
+    fn decoded(control: &Control) -> Control {
+        let read = Control::decode(&control.encode()).expect("a control that was written can be read");
+        assert_eq!(read, std::slice::from_ref(control));
+        read.into_iter().next().expect("one")
+    }
+
+    fn tally_of(units: u64) -> Tally {
+        Tally { records: units, units, ..Tally::default() }
+    }
+
+    /// Goal: a fact counts once, also when a checkpoint that has it folded in stands before it.
+    #[test]
+    fn a_fact_that_moves_counters_is_folded_in_once() {
+        let mut state = State { accounts: [("a".to_owned(), Account::from_record(1))].into(), ..State::default() };
+        state.accounts.get_mut("a").expect("there").finish(4..6);
+        let records = state.accounts["a"].unfinished_in(1..7);
+        assert_eq!(records.iter().collect::<Vec<_>>(), [1..4, 6..7]);
+        let discarded =
+            Control::Discarded { backend: "a".into(), records, reason: DiscardReason::QueueCap, tally: tally_of(4) };
+        let relabelled = Control::Relabelled(Box::new(label()));
+        let numbers = Letters::Numbers((1..3).into());
+        let settled =
+            |letters, units, end| Control::SideSettled { backend: "a".into(), letters, end, tally: tally_of(units) };
+        let by_cap = settled(numbers, 2, LettersEnd::Discarded(DiscardReason::DeadLetterCap));
+        let lost = settled(Letters::Segment(3), 5, LettersEnd::Damaged);
+        let mut once = state.clone();
+        for (facts, control) in (1..).zip([discarded, relabelled, by_cap, lost]) {
+            let control = decoded(&control);
+            once.apply(&control);
+            assert_eq!(once.facts, facts, "{control:?}");
+            let mut twice = once.clone();
+            twice.apply(&control);
+            assert_eq!(twice, once);
+        }
+        let account = &once.accounts["a"];
+        assert_eq!((account.place, &account.finished), (9, &(11..20).into()));
+        assert_eq!((account.discarded.queue_cap, account.discarded.dead_letter_cap, account.damaged), (4, 2, 5));
+        assert_eq!((account.dead.units, account.settled()), (7, 18), "14 died, of which 7 were settled");
+        assert!(once.labels.is_empty());
+        assert_eq!(once.side_lowest(), 3);
+    }
+
+    #[test]
+    fn unfinished_records_are_those_that_are_owed() {
+        let mut account = Account { end: 20, ..Account::from_record(5) };
+        account.finish(8..10);
+        assert_eq!(account.unfinished_in(1..30), [5..8, 10..20].into_iter().collect());
+        assert!(account.unfinished_in(1..5).is_empty());
+        assert!(account.unfinished_in(25..30).is_empty(), "behind the end of a removed backend");
+        account.end = 0;
+        assert_eq!(account.unfinished_in(9..12), (10..12).into());
     }
 
     #[test]

@@ -29,11 +29,15 @@ fn cut_off(workload: Workload, at: u64) -> Driver {
 
 fn each_crash(check: impl Fn(&str, u64, &Driver, Loss)) {
     for (name, workload) in WORKLOADS {
-        for at in 0..=calls_of(workload) {
-            let driver = cut_off(workload, at);
-            for loss in Loss::each(at) {
-                check(name, at, &driver, loss);
-            }
+        each_crash_of(name, workload, &check);
+    }
+}
+
+fn each_crash_of(name: &str, workload: Workload, check: impl Fn(&str, u64, &Driver, Loss)) {
+    for at in 0..=calls_of(workload) {
+        let driver = cut_off(workload, at);
+        for loss in Loss::each(at) {
+            check(name, at, &driver, loss);
         }
     }
 }
@@ -52,6 +56,15 @@ impl Drop for Case<'_> {
 #[test]
 fn a_crash_at_any_call_with_any_loss_loses_nothing_acknowledged() {
     each_crash(|name, at, driver, loss| {
+        let _case = Case(name, at, loss, "one crash");
+        driver.survives_loss(loss);
+    });
+}
+
+#[test]
+fn nor_where_a_segment_is_kept_as_a_copy() {
+    let name = "limits without links";
+    each_crash_of(name, common::driver::limits_without_links, |name, at, driver, loss| {
         let _case = Case(name, at, loss, "one crash");
         driver.survives_loss(loss);
     });

@@ -20,12 +20,15 @@ enum Job {
     Pause,
     Places(u64),
     Reclaim(u64),
+    Discard(u64),
+    Relabel,
+    Settle,
     Prepare,
     Close,
 }
 
-const JOBS: [Job; 19] = {
-    use Job::{Append, Close, Pause, Places, Prepare, Reclaim};
+const JOBS: [Job; 25] = {
+    use Job::{Append, Close, Discard, Pause, Places, Prepare, Reclaim, Relabel, Settle};
     [
         Append(100),
         Pause,
@@ -46,6 +49,12 @@ const JOBS: [Job; 19] = {
         Append(14_000),
         Append(9000),
         Append(14_000),
+        Relabel,
+        Append(20_000),
+        Relabel,
+        Settle,
+        Discard(9),
+        Append(10),
     ]
 };
 
@@ -64,6 +73,15 @@ fn run(driver: &mut Driver, job: Job) -> Result<(), Error> {
             driver.commit()
         }
         Job::Reclaim(lowest) => driver.reclaim(lowest),
+        Job::Discard(behind) => {
+            driver.discard("a", 1..behind);
+            driver.commit()
+        }
+        Job::Relabel => {
+            driver.relabel("a", 1);
+            driver.commit()
+        }
+        Job::Settle => driver.settle_label(),
         Job::Prepare => driver.prepare(),
         Job::Close => driver.close(),
     }

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use common::{drain, now};
 use spool::disk::OsDisk;
 use spool::{
-    Account, Aside, Control, Discarded, Door, Draft, Envelope, Journal, Kind, Opened, Options, Reason, Received,
-    SourceRange, State, Step, Stream, Tally,
+    Account, Aside, Control, DiscardReason, Discarded, Door, Draft, Envelope, Journal, Kind, Label, Letters,
+    LettersEnd, Opened, Options, Reason, Received, SourceRange, State, Step, Stream, Tally,
 };
 
 const WALL_NS: u64 = 1_700_000_000_000_000_000;
@@ -58,7 +58,28 @@ fn state() -> State {
             counted_to: 8,
         },
         accounts: [("first".to_owned(), account), ("second".to_owned(), Account::from_record(9))].into(),
+        spool_id: WALL_NS,
+        facts: 3,
+        side_settled: [1..4, 6..9].into_iter().collect(),
+        labels: vec![label(5)],
         ..State::default()
+    }
+}
+
+fn label(segment: u64) -> Label {
+    Label {
+        segment,
+        backend: "first".to_owned(),
+        reason: Reason::Expired,
+        records: [30..32, 34..40].into_iter().collect(),
+        tally: Tally { records: 8, traces: 9, spans: 10, units: 11, bytes: 12 },
+        status: "503".to_owned(),
+        message: "no room".to_owned(),
+        attempts: 13,
+        first_attempt_ns: WALL_NS + 30,
+        last_attempt_ns: WALL_NS + 40,
+        clock_ms: 4400,
+        received_ns: WALL_NS + 5,
     }
 }
 
@@ -102,6 +123,7 @@ fn aside_draft() -> Draft {
         attempts: 3,
         first_attempt_ns: WALL_NS + 10,
         last_attempt_ns: WALL_NS + 20,
+        clock_ms: 4100,
     };
     Draft { envelope: Envelope { aside: Some(aside), ..full_envelope() }, payload: b"dead"[..].into() }
 }
@@ -111,6 +133,25 @@ fn controls() -> Vec<Control> {
         Control::BackendAdded { name: "third".to_owned(), start: 8 },
         Control::Paused { name: "third".to_owned() },
         Control::Resumed { name: "first".to_owned() },
+        Control::Discarded {
+            backend: "first".to_owned(),
+            records: [20..22, 23..25].into_iter().collect(),
+            reason: DiscardReason::QueueCap,
+            tally: Tally { records: 4, traces: 5, spans: 6, units: 7, bytes: 8 },
+        },
+        Control::SideSettled {
+            backend: "first".to_owned(),
+            letters: Letters::Numbers((6..9).into()),
+            end: LettersEnd::Discarded(DiscardReason::DeadLetterAge),
+            tally: Tally { records: 3, traces: 3, spans: 3, units: 3, bytes: 3 },
+        },
+        Control::SideSettled {
+            backend: "first".to_owned(),
+            letters: Letters::Segment(4),
+            end: LettersEnd::Damaged,
+            tally: Tally { records: 1, traces: 1, spans: 1, units: 1, bytes: 1 },
+        },
+        Control::Relabelled(Box::new(label(6))),
     ]
 }
 

@@ -26,9 +26,11 @@ fn after_a_clean_close_everything_is_there_and_numbers_go_on() {
     let mut state = State::default();
     state.apply(&Control::BackendAdded { name: "a".into(), start: 1 });
     let opened = filled(dir.path());
+    state.spool_id = opened.state.spool_id;
     opened.writer.close(now(9), &state).expect("it closes");
     let mut opened = open(dir.path());
     assert!(opened.recovery.clean);
+    assert_ne!(state.spool_id, 0, "a journal has an identity from its first start on");
     assert_eq!(opened.state, State { clock_ms: 9, ..state });
     let records = read_all(&opened, 1);
     assert_eq!(numbers(&records), (1..61).collect::<Vec<_>>());
@@ -263,6 +265,40 @@ fn the_other_stream_is_not_read() {
     assert_eq!(opened.recovery.unreadable.len(), 1);
     assert_eq!(read_all(&opened, 1).len(), 0);
     assert!(opened.shared.next_record() > 3);
+}
+
+/// Goal: what waits at any place is known without walking the journal once for each. Method: compared with the sum of
+/// what a reader shows.
+#[test]
+fn tallies_from_many_places_are_those_that_a_reader_counts() {
+    let dir = dir();
+    // Large segments with many small groups, so that the footer's index is jumped into.
+    let mut opened = open_with(dir.path(), Options { segment_bytes: 1 << 20, ..TINY });
+    let mut name = 1;
+    for round in 0..600_u64 {
+        let count = 1 + round % 3;
+        commit(&mut opened.writer, name..name + count, 10);
+        name += count;
+    }
+    assert!(opened.shared.segments().len() >= 2);
+    let records = read_all(&opened, 1);
+    let places: Vec<u64> = (0..name + 5).collect();
+    let found = opened.shared.tallies_from(&places).expect("readable");
+    let mut expected = Tally::default();
+    for place in places.into_iter().rev() {
+        if let Some(record) = records.iter().find(|record| record.number == place) {
+            expected += record.tally();
+        }
+        assert_eq!(found[&place], expected, "from {place}");
+        if place % 97 == 0 {
+            assert_eq!(opened.shared.tally_from(place).expect("readable"), expected);
+        }
+    }
+    for segment in opened.shared.segments() {
+        let weights = opened.shared.weigh(&segment).expect("readable");
+        assert!(weights.iter().map(|(number, _)| *number).eq(segment.first_record..segment.next_record));
+        assert_eq!(weights.iter().fold(Tally::default(), |sum, (_, tally)| sum.plus(*tally)), segment.tally);
+    }
 }
 
 #[test]

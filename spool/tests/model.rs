@@ -19,6 +19,12 @@ enum Op {
     Places(u64),
     /// Reclaims up to the place of the last checkpoint.
     Reclaim,
+    /// Gives up some of what a backend waits for.
+    Discard(u64, u64),
+    /// Makes the oldest segments dead letters.
+    Relabel(usize),
+    /// Gives up the oldest of these.
+    Settle,
     Prepare,
     Close,
     Kill,
@@ -41,6 +47,9 @@ fn op() -> impl Strategy<Value = Op> {
         8 => (prop::collection::vec(length, 0..4), prop::option::of(0..3_u8)).prop_map(|(l, c)| Op::Commit(l, c)),
         2 => (0..=100_u64).prop_map(Op::Places),
         2 => Just(Op::Reclaim),
+        2 => (0..60_u64, 1..9_u64).prop_map(|(from, count)| Op::Discard(from, count)),
+        2 => (1..3_usize).prop_map(Op::Relabel),
+        1 => Just(Op::Settle),
         1 => Just(Op::Prepare),
         1 => Just(Op::Close),
         1 => Just(Op::Kill),
@@ -103,6 +112,15 @@ impl Run {
                 Ok(())
             }
             Op::Reclaim => self.driver.reclaim(self.place),
+            Op::Discard(from, count) => {
+                self.driver.discard("a", *from..from + count);
+                self.driver.commit()
+            }
+            Op::Relabel(count) => {
+                self.driver.relabel("a", *count);
+                self.driver.commit()
+            }
+            Op::Settle => self.driver.settle_label(),
             Op::Prepare => self.driver.prepare(),
             _ => self.driver.close(),
         }

@@ -13,6 +13,7 @@ use spool::{Shared, Step, Tally};
 use crate::accounts::{Accounts, Book, LaneState};
 use crate::clock::wall_time;
 use crate::receive;
+use crate::side::Letters;
 use crate::status::{
     Backend, BackendState, Backlog, Damage, DeadLetters, Discarded, Kept, LastError, Received, Refused, Rejected,
     Spool, State, Status, Timestamp, Volume,
@@ -117,7 +118,7 @@ impl View {
                 records: dead.records,
                 bytes: dead.bytes,
                 max_bytes: self.dead_letters_max_bytes,
-                oldest_at: None,
+                oldest_at: if dead.records == 0 { None } else { self.oldest_letter() },
             },
             damage: Damage { records: damage.records, bytes: damage.bytes },
         }
@@ -163,6 +164,16 @@ impl View {
             }),
             next_attempt_at: lane_status.and_then(|lane| lane.next_attempt_at).map(Timestamp),
         }
+    }
+
+    /// When the oldest dead letter came in.
+    fn oldest_letter(&self) -> Option<Timestamp> {
+        let (lowest, settled, whole) = self.accounts.look(|state| {
+            let whole = state.labels.iter().map(|label| label.received_ns).min();
+            (state.side_lowest(), state.side_settled.clone(), whole)
+        });
+        let copied = Letters::of(&self.side, lowest).next(&settled).ok().flatten().map(|letter| letter.received_ns);
+        whole.into_iter().chain(copied).min().map(|ns| Timestamp(wall_time(ns)))
     }
 
     /// When the first record at or behind `place` came in.

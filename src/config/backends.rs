@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use super::section::At;
 use super::settle::Settle;
 use super::{
-    Backend, Delivery, Doors, FileTarget, Origin, Receive, StartAt, Target, address, file, load, mlflow_variables,
-    otel_variables, remote,
+    Backend, Delivery, Doors, FileTarget, Origin, Receive, StartAt, Target, WhenFull, address, file, load,
+    mlflow_variables, otel_variables, remote,
 };
 
 /// Settles the backends of the file, or finds those that go without saying.
@@ -34,6 +34,7 @@ pub(super) fn build(
     for mut backend in written {
         let endpoint_at = backend.traces_endpoint.as_ref().or(backend.endpoint.as_ref()).map(|found| found.at.clone());
         let own = std::mem::take(&mut backend.delivery);
+        let (when_full, max_backlog) = (backend.when_full.take(), backend.max_backlog_bytes.take());
         let delivery = load::build_delivery(own, delivery, settle);
         let Some((name, target, start_at)) = remote::from_file(backend, settle) else { continue };
         if let (Some(remote), Some(at)) = (target.remote(), &endpoint_at)
@@ -46,7 +47,15 @@ pub(super) fn build(
             settle
                 .mistake(at, format!("is one of this daemon's own listeners{place}: traces would go round in a loop"));
         }
-        backends.push(Backend { name, target, delivery, start_at });
+        let gives_way = settle.or(when_full, WhenFull::Refuse) == WhenFull::DiscardOldest;
+        if let Some(found) = max_backlog.as_ref().filter(|_| !gives_way) {
+            settle.mistake(
+                &found.at,
+                "needs when_full = \"discard_oldest\" beside it: what is above it is given up, the oldest first",
+            );
+        }
+        let max_backlog_bytes = max_backlog.map(|found| settle.bytes(Some(found), load::LARGEST, 1..=load::LARGEST));
+        backends.push(Backend { name, target, delivery, start_at, gives_way, max_backlog_bytes });
     }
     backends
 }
@@ -67,7 +76,7 @@ fn unwritten_backends(delivery: &Delivery, receive: &Receive, doors: &Doors, set
             );
             continue;
         }
-        backends.push(Backend { name: name.into(), target, delivery: delivery.clone(), start_at: StartAt::default() });
+        backends.push(plain(name, target, delivery));
     }
     if backends.is_empty() && !settle.environment.is_service() {
         let target = FileTarget {
@@ -79,14 +88,21 @@ fn unwritten_backends(delivery: &Delivery, receive: &Receive, doors: &Doors, set
             rotate_bytes: remote::ROTATE_BYTES,
             rotate_files: remote::ROTATE_FILES,
         };
-        backends.push(Backend {
-            name: "file".into(),
-            target: Target::File(target),
-            delivery: delivery.clone(),
-            start_at: StartAt::default(),
-        });
+        backends.push(plain("file", Target::File(target), delivery));
     }
     backends
+}
+
+/// A backend of which nobody said more.
+fn plain(name: &str, target: Target, delivery: &Delivery) -> Backend {
+    Backend {
+        name: name.into(),
+        target,
+        delivery: delivery.clone(),
+        start_at: StartAt::default(),
+        gives_way: false,
+        max_backlog_bytes: None,
+    }
 }
 
 /// A path without `.` and `..`, as far as that can be told without looking at the disk.

@@ -6,7 +6,8 @@ use spool::Durability;
 
 use super::units::{bytes, time};
 use super::{
-    Backend, Compression, Credentials, Experiment, Loaded, LogFormat, Origins, Remote, Socket, StartAt, Target,
+    AfterRetryTimeout, Backend, Compression, Credentials, Experiment, Loaded, LogFormat, Origins, Remote, Socket,
+    StartAt, Target, WhenFull,
 };
 
 /// Column at which the origins begin, when the value leaves room.
@@ -32,7 +33,15 @@ pub fn effective(loaded: &Loaded) -> String {
     page.section("[spool]", "spool");
     page.line("max_bytes", quoted(bytes(config.spool.max_bytes)));
     page.line("segment_bytes", quoted(bytes(config.spool.segment_bytes)));
-    page.line("when_full", quoted("refuse"));
+    if let Some(max_traces) = config.spool.max_traces {
+        page.line("max_traces", max_traces.to_string());
+    }
+    let when_full = match config.spool.when_full {
+        WhenFull::Refuse => "refuse",
+        WhenFull::DiscardOldest => "discard_oldest",
+        WhenFull::DiscardNewest => "discard_newest",
+    };
+    page.line("when_full", quoted(when_full));
     page.line("min_free_disk", quoted(bytes(config.spool.min_free_disk)));
     page.line("keep_delivered", quoted(time(config.spool.keep_delivered)));
     page.line("keep_delivered_bytes", quoted(bytes(config.spool.keep_delivered_bytes)));
@@ -129,7 +138,17 @@ impl Page<'_> {
                 self.text.push_str("# start_at: oldest for the first backend of a spool, now for later ones\n")
             }
         }
+        if backend.gives_way {
+            self.line("when_full", quoted("discard_oldest"));
+        }
+        if let Some(max) = backend.max_backlog_bytes {
+            self.line("max_backlog_bytes", quoted(bytes(max)));
+        }
         let delivery = &backend.delivery;
+        let after = match delivery.after_retry_timeout {
+            AfterRetryTimeout::DeadLetter => "dead_letter",
+            AfterRetryTimeout::Discard => "discard",
+        };
         for (key, value) in [
             ("workers", delivery.workers.to_string()),
             ("timeout", quoted(time(delivery.timeout))),
@@ -137,6 +156,7 @@ impl Page<'_> {
             ("backoff_initial", quoted(time(delivery.backoff_initial))),
             ("backoff_max", quoted(time(delivery.backoff_max))),
             ("retry_timeout", quoted(time(delivery.retry_timeout))),
+            ("after_retry_timeout", quoted(after)),
             ("blocked_retry", quoted(time(delivery.blocked_retry))),
         ] {
             self.line_as(key, value, &[format!("delivery.{key}")]);

@@ -7,7 +7,7 @@ use spool::Durability;
 use toml::de::DeTable;
 
 use super::section::{At, Document, Found, Section};
-use super::{Compression, Environment, Finding, LogFormat, Origin, StartAt, remote};
+use super::{AfterRetryTimeout, Compression, Environment, Finding, LogFormat, Origin, StartAt, WhenFull, remote};
 
 /// Keys that the documentation of later versions names. Whoever writes one is told that it is not a typing error.
 const NOT_YET: &[&str] = &[
@@ -17,17 +17,12 @@ const NOT_YET: &[&str] = &[
     "receive.other_signals",
     "receive.directory",
     "receive.socket.allow_uids",
-    "spool.max_traces",
-    "delivery.after_retry_timeout",
     "delivery.order",
     "delivery.use_mlflow_limits",
     "delivery.requests_per_second",
-    "backend.after_retry_timeout",
     "backend.order",
     "backend.use_mlflow_limits",
     "backend.requests_per_second",
-    "backend.max_backlog_bytes",
-    "backend.when_full",
     "backend.match",
     "backend.table",
     "backend.experiment",
@@ -81,7 +76,8 @@ pub(super) struct Socket {
 pub(super) struct Spool {
     pub max_bytes: Option<Found<u64>>,
     pub segment_bytes: Option<Found<u64>>,
-    pub when_full: Option<Found<String>>,
+    pub max_traces: Option<Found<u64>>,
+    pub when_full: Option<Found<WhenFull>>,
     pub min_free_disk: Option<Found<u64>>,
     pub keep_delivered: Option<Found<Duration>>,
     pub keep_delivered_bytes: Option<Found<u64>>,
@@ -96,6 +92,7 @@ pub(super) struct Delivery {
     pub backoff_initial: Option<Found<Duration>>,
     pub backoff_max: Option<Found<Duration>>,
     pub retry_timeout: Option<Found<Duration>>,
+    pub after_retry_timeout: Option<Found<AfterRetryTimeout>>,
     pub blocked_retry: Option<Found<Duration>>,
 }
 
@@ -121,6 +118,8 @@ pub(super) struct Backend {
     pub compression: Option<Found<Compression>>,
     pub experiment_id: Option<Found<String>>,
     pub start_at: Option<Found<StartAt>>,
+    pub when_full: Option<Found<WhenFull>>,
+    pub max_backlog_bytes: Option<Found<u64>>,
     pub path: Option<Found<PathBuf>>,
     pub rotate_bytes: Option<Found<u64>>,
     pub rotate_files: Option<Found<u64>>,
@@ -240,7 +239,16 @@ fn spool(section: Section<'_, '_>) -> Spool {
     let spool = Spool {
         max_bytes: section.bytes("max_bytes"),
         segment_bytes: section.bytes("segment_bytes"),
-        when_full: section.string("when_full"),
+        max_traces: section.integer("max_traces"),
+        when_full: choice(
+            &section,
+            "when_full",
+            &[
+                ("refuse", WhenFull::Refuse),
+                ("discard_oldest", WhenFull::DiscardOldest),
+                ("discard_newest", WhenFull::DiscardNewest),
+            ],
+        ),
         min_free_disk: section.bytes("min_free_disk"),
         keep_delivered: section.time("keep_delivered"),
         keep_delivered_bytes: section.bytes("keep_delivered_bytes"),
@@ -258,6 +266,11 @@ fn delivery(section: &Section<'_, '_>) -> Delivery {
         backoff_initial: section.time("backoff_initial"),
         backoff_max: section.time("backoff_max"),
         retry_timeout: section.time("retry_timeout"),
+        after_retry_timeout: choice(
+            section,
+            "after_retry_timeout",
+            &[("dead_letter", AfterRetryTimeout::DeadLetter), ("discard", AfterRetryTimeout::Discard)],
+        ),
         blocked_retry: section.time("blocked_retry"),
     }
 }
@@ -294,6 +307,12 @@ fn backend(mut section: Section<'_, '_>) -> Backend {
         ),
         experiment_id: section.string("experiment_id"),
         start_at: choice(&section, "start_at", &[("oldest", StartAt::Oldest), ("now", StartAt::Now)]),
+        when_full: choice(
+            &section,
+            "when_full",
+            &[("refuse", WhenFull::Refuse), ("discard_oldest", WhenFull::DiscardOldest)],
+        ),
+        max_backlog_bytes: section.bytes("max_backlog_bytes"),
         path: section.path("path"),
         rotate_bytes: section.bytes("rotate_bytes"),
         rotate_files: section.integer("rotate_files"),

@@ -10,8 +10,8 @@ use super::paths::{self, Places};
 use super::section::{At, Found};
 use super::settle::Settle;
 use super::{
-    Admin, Backend, Config, DeadLetters, Delivery, Environment, Finding, Log, LogFormat, Mistakes, MlflowCalls, Origin,
-    Origins, Receive, Socket, Spool, Target, backends, file,
+    Admin, AfterRetryTimeout, Backend, Config, DeadLetters, Delivery, Environment, Finding, Log, LogFormat, Mistakes,
+    MlflowCalls, Origin, Origins, Receive, Socket, Spool, Target, WhenFull, backends, file,
 };
 
 const KIB: u64 = 1 << 10;
@@ -20,7 +20,7 @@ const GIB: u64 = 1 << 30;
 const DAY: Duration = Duration::from_secs(86_400);
 const YEARS: Duration = Duration::from_secs(86_400 * 3_650);
 /// Everything that is counted in bytes on disk stays below this, so that sums cannot overflow.
-const LARGEST: u64 = 1 << 50;
+pub(super) const LARGEST: u64 = 1 << 50;
 
 /// What the command line says about the configuration.
 #[derive(Debug, Clone, Default)]
@@ -356,21 +356,14 @@ fn build_listen(entries: Vec<Found<String>>, insecure: bool, settle: &mut Settle
 }
 
 fn build_spool(written: file::Spool, settle: &mut Settle<'_>) -> Spool {
-    if let Some(found) = written.when_full {
-        match found.value.as_str() {
-            "refuse" => settle.origins.set(found.at.key, found.at.origin, found.at.hidden),
-            "discard_oldest" | "discard_newest" => {
-                settle.mistake(&found.at, "must be \"refuse\": discarding is not available in this version");
-            }
-            _ => settle.mistake(&found.at, "must be \"refuse\""),
-        }
-    }
     let max_at = written.max_bytes.as_ref().map(|found| found.at.clone());
     let segment_at = written.segment_bytes.as_ref().map(|found| found.at.clone());
     let spool = Spool {
         max_bytes: settle.bytes(written.max_bytes, 10 * GIB, 256 * KIB..=LARGEST),
         // Small segments are for trying out; below this the head of a segment would be most of it.
         segment_bytes: settle.bytes(written.segment_bytes, 64 * MIB, 64 * KIB..=GIB),
+        max_traces: settle.at_least_one(written.max_traces),
+        when_full: settle.or(written.when_full, WhenFull::Refuse),
         min_free_disk: settle.bytes(written.min_free_disk, GIB, 0..=LARGEST),
         keep_delivered: settle.time(written.keep_delivered, DAY, Duration::ZERO..=YEARS),
         keep_delivered_bytes: settle.bytes(written.keep_delivered_bytes, GIB, 0..=LARGEST),
@@ -400,6 +393,7 @@ fn default_delivery() -> Delivery {
         backoff_initial: Duration::from_secs(1),
         backoff_max: Duration::from_secs(30),
         retry_timeout: 7 * DAY,
+        after_retry_timeout: AfterRetryTimeout::DeadLetter,
         blocked_retry: Duration::from_secs(60),
     }
 }
@@ -416,6 +410,7 @@ pub(super) fn build_delivery(written: file::Delivery, default: &Delivery, settle
         backoff_initial: settle.time(written.backoff_initial, default.backoff_initial, ms(1)..=hour),
         backoff_max: settle.time(written.backoff_max, default.backoff_max, ms(1)..=24 * hour),
         retry_timeout: settle.time(written.retry_timeout, default.retry_timeout, ms(1)..=YEARS),
+        after_retry_timeout: settle.or(written.after_retry_timeout, default.after_retry_timeout),
         blocked_retry: settle.time(written.blocked_retry, default.blocked_retry, ms(10)..=24 * hour),
     };
     if delivery.backoff_initial > delivery.backoff_max

@@ -103,6 +103,10 @@ pub struct Spool {
     pub max_bytes: u64,
     /// Size of one segment file.
     pub segment_bytes: u64,
+    /// How many traces may wait.
+    pub max_traces: Option<u64>,
+    /// What happens when a cap is reached.
+    pub when_full: WhenFull,
     /// Refuse before the disk has less than this left.
     pub min_free_disk: u64,
     /// Delivered records stay this long for replay,
@@ -111,6 +115,28 @@ pub struct Spool {
     pub keep_delivered_bytes: u64,
     /// Whether a trace is acknowledged after the sync, or after the write.
     pub durability: Durability,
+}
+
+/// What happens when there is no room for what comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenFull {
+    /// It is refused; the sender keeps it.
+    #[default]
+    Refuse,
+    /// What has waited longest is given up for it.
+    DiscardOldest,
+    /// It is answered with success and given up.
+    DiscardNewest,
+}
+
+/// What becomes of a record that nothing could deliver in `retry_timeout`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AfterRetryTimeout {
+    /// It is kept for the operator.
+    #[default]
+    DeadLetter,
+    /// It is given up.
+    Discard,
 }
 
 /// Limits of what was given up.
@@ -133,6 +159,10 @@ pub struct Backend {
     pub delivery: Delivery,
     /// What it gets when it is new.
     pub start_at: StartAt,
+    /// Its debts give way before anybody is refused,
+    pub gives_way: bool,
+    /// and when they reach this many bytes.
+    pub max_backlog_bytes: Option<u64>,
 }
 
 /// What a newly added backend gets.
@@ -267,6 +297,8 @@ pub struct Delivery {
     pub backoff_max: Duration,
     /// Time in service after which a record that nothing could deliver is given up.
     pub retry_timeout: Duration,
+    /// What becomes of it then.
+    pub after_retry_timeout: AfterRetryTimeout,
     /// Pause between tries while the operator must act.
     pub blocked_retry: Duration,
 }

@@ -76,6 +76,17 @@ impl<'a> Settle<'a> {
         u32::try_from(value).unwrap_or(default)
     }
 
+    /// A number that is set or not, and then not 0.
+    pub(super) fn at_least_one(&mut self, found: Option<Found<u64>>) -> Option<u64> {
+        match found {
+            Some(found) if found.value == 0 => {
+                self.mistake(&found.at, "must be at least 1");
+                None
+            }
+            found => self.optional(found),
+        }
+    }
+
     fn within<T: PartialOrd + Copy>(
         &mut self,
         found: Option<Found<T>>,

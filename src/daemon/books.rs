@@ -2,12 +2,34 @@
 
 use std::collections::BTreeMap;
 
-use spool::{Account, Control, Error, Now, Shared, State, Step, Tally, Writer};
-
+use spool::{Account, Control, Error, Kept, Label, Letters, LettersEnd, Now, Shared, State, Step, Tally, Writer};
 use tracing::error;
 
 use crate::accounts::Accounts;
 use crate::config::{Backend, StartAt};
+use crate::ledger::{self, Books};
+
+/// What the journal's last checkpoint does not know yet: what the ledger has seen since, what came in, and what lanes
+/// set aside.
+pub(super) fn recover(state: &mut State, ledger: Books, journal: &Shared, side: &Shared) -> Result<(), Error> {
+    ledger::merge(state, ledger);
+    // A place that the ledger knows better may stand at a number that a start skipped.
+    journal.finish_skipped(state);
+    count_received(state, journal)?;
+    count_aside(state, side)
+}
+
+/// Counts as damaged the dead letters of whole segments that are gone from where they were kept.
+pub(super) fn miss_labelled(state: &mut State, kept: &Kept) -> Result<(), Error> {
+    let there: Vec<u64> = kept.list()?.into_iter().map(|(id, _)| id).collect();
+    let missing: Vec<_> = state.labels.iter().filter(|label| !there.contains(&label.segment)).cloned().collect();
+    for Label { segment, backend, tally, .. } in missing {
+        error!(segment, backend, records = tally.records, "dead letters are gone from {}", kept.dir().display());
+        let letters = Letters::Segment(segment);
+        state.apply(&Control::SideSettled { backend, letters, end: LettersEnd::Damaged, tally });
+    }
+    Ok(())
+}
 
 /// Counts what lanes set aside after the last checkpoint: a record that is in the side journal needs nothing more,
 /// although the place may not have moved over it yet.
@@ -24,7 +46,10 @@ pub(super) fn count_aside(state: &mut State, side: &Shared) -> Result<(), Error>
                     continue;
                 }
                 account.side_place = record.number + 1;
-                if !account.is_finished(aside.record) {
+                if account.is_finished(aside.record) {
+                    // It was given up while it was copied; the copy is nobody's.
+                    state.side_settled.insert(record.number..record.number + 1);
+                } else {
                     account.dead += tally;
                     account.finish(aside.record..aside.record + 1);
                 }
@@ -86,40 +111,29 @@ pub(super) fn enrol(state: &mut State, backends: &[Backend], writer: &mut Writer
 
 /// Tells the books what each backend waits for.
 pub(super) fn open(state: &State, journal: &Shared, backends: &[Backend], accounts: &Accounts) -> Result<(), Error> {
-    let mut from = Cache { journal, known: BTreeMap::new() };
+    // One walk over the journal for all places there are.
+    let places: Vec<u64> = state.accounts.values().flat_map(places).collect();
+    let from = journal.tallies_from(&places)?;
     for (name, account) in &state.accounts {
-        let waiting = from.waiting(account)?;
-        accounts.open(name, waiting, backends.iter().any(|backend| backend.name == *name));
+        accounts.open(name, waiting(account, &from), backends.iter().any(|backend| backend.name == *name));
     }
     Ok(())
 }
 
-/// `tally_from`, asked once for each place.
-struct Cache<'a> {
-    journal: &'a Shared,
-    known: BTreeMap<u64, Tally>,
+/// Every place from which on it must be known what is there.
+fn places(account: &Account) -> impl Iterator<Item = u64> {
+    let finished = account.finished.iter().flat_map(|range| [range.start, range.end]);
+    [account.place, account.end].into_iter().chain(finished)
 }
 
-impl Cache<'_> {
-    fn from(&mut self, place: u64) -> Result<Tally, Error> {
-        match self.known.get(&place) {
-            Some(tally) => Ok(*tally),
-            None => {
-                let tally = self.journal.tally_from(place)?;
-                self.known.insert(place, tally);
-                Ok(tally)
-            }
-        }
+fn waiting(account: &Account, from: &BTreeMap<u64, Tally>) -> Tally {
+    let from = |place: u64| from.get(&place).copied().unwrap_or_default();
+    let mut waiting = from(account.place);
+    for range in account.finished.iter() {
+        waiting -= from(range.start).less(from(range.end));
     }
-
-    fn waiting(&mut self, account: &Account) -> Result<Tally, Error> {
-        let mut waiting = self.from(account.place)?;
-        for range in account.finished.iter() {
-            waiting -= self.from(range.start)?.less(self.from(range.end)?);
-        }
-        if account.is_removed() {
-            waiting -= self.from(account.end)?;
-        }
-        Ok(waiting)
+    if account.is_removed() {
+        waiting -= from(account.end.max(account.place));
     }
+    waiting
 }

@@ -4,40 +4,38 @@ mod books;
 pub mod notify;
 pub mod offline;
 pub mod state_dir;
+mod store;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use spool::disk::OsDisk;
-use spool::{Journal, KeptBack, Opened, Options, Stream, Writer};
+use spool::Writer;
+use spool::disk::{Disk, OsDisk};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::accounts::Accounts;
 use crate::admin::{self, Admin};
 use crate::backend::{self, Backend, Relay};
 use crate::clock::{Clock, wall_ns};
 use crate::config::{Config, Loaded, Target};
-use crate::deliver::{Lane, LaneParts, Side};
+use crate::deliver::{Lane, LaneParts};
 use crate::intake::{Commands, Committer, CommitterParts, Intake, Limits};
-use crate::ledger::{self, Ledger};
+use crate::ledger::{Follower, Ledger};
 use crate::receive::{self, Budget, Doors, Received, Reception};
+use crate::side::Side;
 use notify::Notify;
 use state_dir::{StateDir, StateDirError};
+use store::{Dirs, Store};
 
+/// Facts that may wait for the committer.
+const COMMANDS: usize = 64;
 /// Jobs that may wait for the committer; their bytes are bounded by the doors' budget.
 const JOBS: usize = 4096;
-/// The same for facts.
-const COMMANDS: usize = 64;
-/// Size of the side journal's segments: it is small and seldom written.
-const SIDE_SEGMENT_BYTES: u64 = 4 << 20;
-/// Room for facts when a full disk has nothing else left.
-const BALLAST_BYTES: u64 = 1 << 20;
 /// How long clients are waited for after the doors closed. systemd gives the whole stop ten seconds.
 const DOORS_GRACE: Duration = Duration::from_secs(5);
 /// How often the ledger follows the books, at most.
@@ -105,11 +103,8 @@ pub fn run(loaded: &Loaded, notify: &Notify) -> Result<(), Fatal> {
 struct Built {
     doors: Doors,
     admin: Admin,
-    journal: Opened,
-    side: Arc<Side>,
-    ledger: Option<Ledger>,
-    accounts: Arc<Accounts>,
-    clock: Clock,
+    store: Store,
+    follower: Follower,
     backends: Vec<Arc<Backend>>,
     /// The first mlflow backend's name, and the way to its server for calls that are not spooled.
     relay: Option<(String, Relay)>,
@@ -126,69 +121,39 @@ impl Built {
         let relay = config.backends.iter().find_map(build_relay).transpose()?;
 
         let ledger = Ledger::open(&state_dir.ledger(), wall_ns());
+        let dirs = Dirs { journal: state_dir.journal(), side: state_dir.side() };
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        let store = Store::open(&disk, &dirs, &config.spool, &config.backends, &ledger)?;
+        let ledger = ledger.of_spool(store.state.spool_id, wall_ns());
         if let Some((path, error)) = &ledger.set_aside {
-            warn!(kept_in = %path.display(), error, "the ledger could not be read; it is built again from the journal");
+            warn!(kept_in = %path.display(), error, "the ledger is of no use; it is built again from the journal");
         }
-        let record_floor = ledger.accounts.values().map(spool::Account::seen).max().unwrap_or(1);
-        let segment_bytes = config.spool.segment_bytes;
-        let options = Options {
-            segment_bytes,
-            record_floor,
-            kept_back: kept_back(segment_bytes, config.spool.max_bytes),
-            durability: config.spool.durability,
-            ..Options::default()
-        };
-        let mut journal = open_journal(&state_dir.journal(), options)?;
-        let side_places = journal.state.accounts.values().chain(ledger.accounts.values());
-        let side_segment_bytes = segment_bytes.min(SIDE_SEGMENT_BYTES);
-        let side_options = Options {
-            stream: Stream::Side,
-            segment_bytes: side_segment_bytes,
-            record_floor: side_places.map(|account| account.side_place).max().unwrap_or(1),
-            kept_back: kept_back(side_segment_bytes, config.spool.max_bytes),
-            ..Options::default()
-        };
-        let side = open_journal(&state_dir.side(), side_options)?;
-
-        let mut state = std::mem::take(&mut journal.state);
-        ledger::merge(&mut state, ledger.accounts);
-        // A place that the ledger knows better may stand at a number that a start skipped.
-        journal.shared.finish_skipped(&mut state);
-        books::count_received(&mut state, &journal.shared)?;
-        books::count_aside(&mut state, &side.shared)?;
-        let clock = Clock::from(state.clock_ms);
-        let now = clock.now();
-        books::enrol(&mut state, &config.backends, &mut journal.writer, now);
-        books::close_aside(&mut state, &side.shared);
-        // What ledger and side journal knew better is the journal's from here on.
-        journal.writer.stage_checkpoint(&state, now);
-        journal.writer.commit(now, &mut || state.clone())?;
-        let accounts = Arc::new(Accounts::new(&state));
-        books::open(&state, &journal.shared, &config.backends, &accounts)?;
-        journal.state = state;
-        let side = Side::new(side.writer);
-        Ok(Self { doors, admin, journal, side, ledger: ledger.ledger, accounts, clock, backends, relay, state_dir })
+        let follower = Follower::new(ledger.ledger, state_dir.ledger());
+        Ok(Self { doors, admin, store, follower, backends, relay, state_dir })
     }
 
     /// Sets everything running; must be called inside the runtime.
     fn start(self, loaded: &Loaded) -> Result<Running, Fatal> {
         let config = &loaded.config;
-        let Self { doors, admin, journal, side, ledger, accounts, clock, backends, relay, state_dir } = self;
-        let ledger = ledger.map(Arc::new);
+        let Self { doors, admin, store, follower, backends, relay, state_dir } = self;
+        let Store { writer, journal, side, accounts, clock, .. } = store;
+        let ledger_bytes = follower.bytes();
         let (stop_doors, doors_stopped) = watch::channel(false);
         let (stop_lanes, lanes_stopped) = watch::channel(false);
         let (jobs, waiting) = mpsc::channel(JOBS);
         let (commands, asked) = mpsc::channel(COMMANDS);
-        let (durable, grown) = watch::channel(journal.shared.next_record());
+        let commands = Commands::new(commands);
+        let (durable, grown) = watch::channel(journal.next_record());
 
         let committer = start_committer(Committer::new(CommitterParts {
-            writer: journal.writer,
+            writer,
             accounts: Arc::clone(&accounts),
             clock,
             limits: limits(config),
-            other_bytes: other_bytes(&side, ledger.clone()),
+            other_bytes: other_bytes(&side, &ledger_bytes),
             disk: Arc::new(OsDisk),
             dir: state_dir.journal(),
+            side: Arc::clone(&side),
             jobs: waiting,
             commands: asked,
             durable,
@@ -196,14 +161,14 @@ impl Built {
 
         let mut lanes = JoinSet::new();
         for (backend, settings) in backends.into_iter().zip(&config.backends) {
-            let place = journal.state.accounts.get(&settings.name).map_or(1, |account| account.place);
             let lane = Lane::new(LaneParts {
                 name: settings.name.clone(),
                 backend,
                 delivery: settings.delivery.clone(),
-                reader: journal.shared.reader(place),
+                journal: journal.clone(),
                 accounts: Arc::clone(&accounts),
                 side: Arc::clone(&side),
+                commands: commands.clone(),
                 clock,
                 durable: grown.clone(),
                 stop: lanes_stopped.clone(),
@@ -214,20 +179,15 @@ impl Built {
         let received = Arc::new(Received::default());
         let budget = Budget::new(config.receive.max_in_flight_bytes);
         let reception = Reception::new(&config.receive, Intake::new(jobs), budget, Arc::clone(&received));
-        let books = (Arc::clone(&accounts), Commands::new(commands));
+        let books = (Arc::clone(&accounts), commands);
         let reception = reception.with_mlflow(&config.receive, relay, books);
         let addresses = doors.addresses();
         let socket = doors.socket().display().to_string();
         let doors = doors
             .serve(Arc::new(reception), doors_stopped)
             .map_err(|source| Fatal::System { operation: "open the doors", source })?;
-        let follower = tokio::spawn(follow(
-            ledger.clone(),
-            Arc::clone(&side),
-            Arc::clone(&accounts),
-            Arc::clone(&received),
-            clock,
-        ));
+        let follower =
+            tokio::spawn(follow(follower, Arc::clone(&side), Arc::clone(&accounts), Arc::clone(&received), clock));
         let view = Arc::new(admin::View {
             kinds: kinds(config),
             max_bytes: config.spool.max_bytes,
@@ -238,9 +198,9 @@ impl Built {
             stopping: false.into(),
             accounts: Arc::clone(&accounts),
             received: Arc::clone(&received),
-            journal: journal.shared,
+            journal,
             side: side.shared().clone(),
-            other_bytes: other_bytes(&side, ledger),
+            other_bytes: other_bytes(&side, &ledger_bytes),
             disk: Arc::new(OsDisk),
         });
         let admin = admin
@@ -374,41 +334,32 @@ async fn keep_back(side: &Arc<Side>) {
 
 /// Keeps the ledger close behind the books.
 async fn follow(
-    ledger: Option<Arc<Ledger>>,
+    mut follower: Follower,
     side: Arc<Side>,
     accounts: Arc<Accounts>,
     received: Arc<Received>,
     clock: Clock,
 ) {
-    let mut ledger = ledger;
     let mut saved = accounts.version();
     loop {
         tokio::time::sleep(LEDGER_EVERY).await;
         received.enter(&accounts);
         keep_back(&side).await;
-        let Some(open) = ledger.clone().filter(|_| accounts.version() != saved) else { continue };
+        if accounts.version() == saved && !follower.is_behind() {
+            continue;
+        }
         let (state, version) = accounts.snapshot(clock.now().clock_ms);
         saved = version;
-        match tokio::task::spawn_blocking(move || open.save(&state)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                // After ENOSPC it stays in error. The journal's checkpoints are enough; the next start begins anew.
-                warn!(%error, "the ledger can't be written; going on without it until the next start");
-                ledger = None;
-            }
-            Err(_) => ledger = None,
+        let done = tokio::task::spawn_blocking(move || {
+            follower.follow(&state, Instant::now(), wall_ns());
+            follower
+        });
+        match done.await {
+            Ok(back) => follower = back,
+            // The runtime is going down.
+            Err(_) => return,
         }
     }
-}
-
-/// What a journal keeps back for a full disk: less where the cap has no room for it.
-fn kept_back(segment_bytes: u64, max_bytes: u64) -> KeptBack {
-    let spares = match max_bytes / segment_bytes {
-        0..8 => 0,
-        8..16 => 1,
-        16.. => 2,
-    };
-    KeptBack { spares, ballast_bytes: BALLAST_BYTES.min(segment_bytes / 4) }
 }
 
 fn limits(config: &Config) -> Limits {
@@ -419,12 +370,27 @@ fn limits(config: &Config) -> Limits {
         min_free_disk: spool.min_free_disk,
         keep_delivered: spool.keep_delivered,
         keep_delivered_bytes: spool.keep_delivered_bytes,
+        max_traces: spool.max_traces,
+        when_full: spool.when_full,
+        giving: config
+            .backends
+            .iter()
+            .filter(|backend| backend.gives_way)
+            .map(|backend| backend.name.clone())
+            .collect(),
+        max_backlog_bytes: config
+            .backends
+            .iter()
+            .filter_map(|backend| Some((backend.name.clone(), backend.max_backlog_bytes?)))
+            .collect(),
+        dead_letters_max_bytes: config.dead_letters.max_bytes,
+        dead_letters_max_age: config.dead_letters.max_age,
     }
 }
 
-fn other_bytes(side: &Arc<Side>, ledger: Option<Arc<Ledger>>) -> Box<dyn Fn() -> u64 + Send + Sync> {
-    let side = Arc::clone(side);
-    Box::new(move || side.file_bytes() + ledger.as_ref().map_or(0, |ledger| ledger.file_bytes()))
+fn other_bytes(side: &Arc<Side>, ledger: &Arc<AtomicU64>) -> Box<dyn Fn() -> u64 + Send + Sync> {
+    let (side, ledger) = (Arc::clone(side), Arc::clone(ledger));
+    Box::new(move || side.file_bytes() + ledger.load(Ordering::Relaxed))
 }
 
 /// The backends of the configuration, by name.
@@ -442,32 +408,6 @@ fn build_relay(config: &crate::config::Backend) -> Option<Result<(String, Relay)
     let Target::Mlflow { remote, .. } = &config.target else { return None };
     let built = Relay::build(remote).map(|relay| (config.name.clone(), relay));
     Some(built.map_err(|source| Fatal::Backend { name: config.name.clone(), source }))
-}
-
-fn open_journal(dir: &Path, options: Options) -> Result<Opened, Fatal> {
-    let opened = Journal::open(Arc::new(OsDisk), dir, options, wall_ns())?;
-    let recovery = &opened.recovery;
-    if !recovery.clean {
-        info!(journal = %dir.display(), rewritten = recovery.rewritten, "recovered after an unclean stop");
-    }
-    if let Some(torn) = &recovery.torn {
-        warn!(frames = torn.frames, kept_in = %torn.kept_in.display(), "the last write was torn; it had not been acknowledged");
-    }
-    for damage in &recovery.damage {
-        let lost = damage.tally();
-        error!(
-            journal = %dir.display(),
-            segment = damage.segment,
-            offset = damage.offset,
-            records = lost.records,
-            spans = lost.spans,
-            "the journal is damaged; the files stay as they are; see: tracespool verify"
-        );
-    }
-    for path in &recovery.unreadable {
-        error!(segment = %path.display(), "a segment can't be read and is left out; the file stays as it is");
-    }
-    Ok(opened)
 }
 
 /// The first lines of the log: where it listens, stores and ships, and how to try it.

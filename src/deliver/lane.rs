@@ -3,9 +3,10 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use spool::{Aside, Reader, Reason, Record, Step, Tally};
+use spool::{Aside, DiscardReason, Label, Ranges, Reader, Reason, Record, Shared, Step, Tally};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -14,13 +15,14 @@ use super::backoff::Backoff;
 use super::concurrency::Concurrency;
 use super::parcel::{Parcel, TraceId, take_due, take_fresh};
 use super::patience::Patience;
-use super::side::Side;
 use super::suspect::{BREAKER, Case};
 use super::turns::Turns;
 use crate::accounts::{Accounts, LaneState};
 use crate::backend::{Backend, Failure, Outcome, Promised};
 use crate::clock::{Clock, millis, wall_ns};
-use crate::config::Delivery;
+use crate::config::{AfterRetryTimeout, Delivery};
+use crate::intake::{Command, Commands};
+use crate::side::Side;
 
 /// Records that a lane holds in memory at most, beside the bound in bytes.
 const WINDOW_RECORDS: u64 = 65_536;
@@ -46,12 +48,14 @@ pub struct LaneParts {
     pub backend: Arc<Backend>,
     /// How it sends.
     pub delivery: Delivery,
-    /// Reads from the backend's place on.
-    pub reader: Reader,
+    /// The journal.
+    pub journal: Shared,
     /// The books.
     pub accounts: Arc<Accounts>,
     /// Where records go that are set aside.
     pub side: Arc<Side>,
+    /// The way to the writer of the journal, for facts.
+    pub commands: Commands,
     /// The running clock.
     pub clock: Clock,
     /// Changes when more is durable.
@@ -64,6 +68,8 @@ pub struct LaneParts {
 #[derive(Debug)]
 pub struct Lane {
     parts: LaneParts,
+    /// Reads from the backend's place on.
+    reader: Reader,
     /// Being filled, one per partition.
     open: Vec<Parcel>,
     /// To be sent, the next first.
@@ -79,7 +85,11 @@ pub struct Lane {
     backoff: Backoff,
     concurrency: Concurrency,
     /// Only below this number can there be records that were finished before they are read.
-    seen_at_start: u64,
+    finished_below: u64,
+    /// Rises when a limit or an operator finished records,
+    disturbed: Arc<AtomicU64>,
+    /// and how far it had risen when they were last looked at.
+    disturbed_seen: u64,
     /// Everything durable was read.
     at_end: bool,
     /// Deliveries seen.
@@ -127,6 +137,7 @@ impl Lane {
     #[must_use]
     pub fn new(parts: LaneParts) -> Self {
         let Delivery { backoff_initial, backoff_max, workers, .. } = parts.delivery;
+        let account = parts.accounts.account(&parts.name).unwrap_or_else(|| spool::Account::from_record(1));
         Self {
             open: Vec::new(),
             queue: VecDeque::new(),
@@ -137,7 +148,10 @@ impl Lane {
             mode: Mode::Up,
             backoff: Backoff::new(backoff_initial, backoff_max),
             concurrency: Concurrency::new(usize::try_from(workers).unwrap_or(1)),
-            seen_at_start: parts.accounts.seen(&parts.name),
+            finished_below: account.seen(),
+            disturbed: parts.accounts.disturbed(&parts.name),
+            disturbed_seen: 0,
+            reader: parts.journal.reader(account.place),
             at_end: false,
             successes: 0,
             suspects_in_a_row: 0,
@@ -162,6 +176,7 @@ impl Lane {
         let mut durable = self.parts.durable.clone();
         while !*stop.borrow() {
             self.look_at_credentials();
+            self.skip_finished();
             // One moment for both questions, so that nothing falls due unseen between them.
             let now = Instant::now();
             self.launch(now);
@@ -200,6 +215,42 @@ impl Lane {
         {
             *until = Instant::now();
         }
+    }
+
+    /// Lets go of what a limit or an operator finished meanwhile. What is under way goes on: whoever settles a record
+    /// first counts it.
+    fn skip_finished(&mut self) {
+        let disturbed = self.disturbed.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.disturbed_seen, disturbed) == disturbed {
+            return;
+        }
+        let Some(account) = self.parts.accounts.account(&self.parts.name) else { return };
+        self.finished_below = self.finished_below.max(account.seen());
+        if self.reader.place() < account.place {
+            self.reader = self.parts.journal.reader(account.place);
+            self.at_end = false;
+        }
+        let parcels = self.queue.iter_mut().chain(&mut self.open);
+        let finished: Vec<_> =
+            parcels.filter_map(|parcel| parcel.take(|record| account.is_finished(record.number))).collect();
+        finished.iter().for_each(|finished| self.let_go(finished));
+        self.queue.retain(|parcel| !parcel.records.is_empty());
+        self.open.retain(|parcel| !parcel.records.is_empty());
+    }
+
+    /// As [`Lane::skip_finished`], for a parcel that is in hand.
+    fn drop_finished(&mut self, parcel: &mut Parcel) {
+        if let Some(account) = self.parts.accounts.account(&self.parts.name)
+            && let Some(finished) = parcel.take(|record| account.is_finished(record.number))
+        {
+            self.let_go(&finished);
+        }
+    }
+
+    /// Records are in memory no more, because they ended in one way or another.
+    fn let_go(&mut self, parcel: &Parcel) {
+        self.held = self.held.less(parcel.tally());
+        self.turns.leave(parcel);
     }
 
     /// Starts as many requests as may be under way now.
@@ -245,7 +296,7 @@ impl Lane {
         parcel.successes_at_send = self.successes;
         parcel.blocked = false;
         self.busy.extend(&parcel.traces);
-        self.parts.accounts.settle(&self.parts.name, Tally::default(), |account| account.attempts += 1);
+        self.parts.accounts.note(&self.parts.name, |account| account.attempts += 1);
         let backend = Arc::clone(&self.parts.backend);
         let mut batch = parcel.batch();
         batch.promised = self.promised(&parcel);
@@ -284,8 +335,8 @@ impl Lane {
         let batch_bytes = self.batch_bytes();
         let held_max = batch_bytes.saturating_mul(2 * u64::from(self.parts.delivery.workers.max(1)));
         while self.held.bytes < held_max && self.held.records < WINDOW_RECORDS {
-            let place = self.parts.reader.place();
-            let step = match self.parts.reader.step() {
+            let place = self.reader.place();
+            let step = match self.reader.step() {
                 Ok(step) => {
                     self.patience.renew();
                     step
@@ -296,7 +347,7 @@ impl Lane {
                         %error,
                         "the spool can't be read for minutes; what can't be read now is counted as damaged"
                     );
-                    self.parts.reader.give_up_segment();
+                    self.reader.give_up_segment();
                     self.patience.renew();
                     continue;
                 }
@@ -311,7 +362,7 @@ impl Lane {
             match step {
                 Step::Record(record) => {
                     self.skip(place..record.number);
-                    if record.number < self.seen_at_start && self.is_finished(record.number) {
+                    if record.number < self.finished_below && self.is_finished(record.number) {
                         continue;
                     }
                     if !self.parts.backend.takes(record.envelope.kind) {
@@ -382,11 +433,8 @@ impl Lane {
 
     /// The backend has no place for such a record.
     fn pass_over(&self, record: &Record) {
-        let tally = record.tally();
-        self.parts.accounts.settle(&self.parts.name, tally, |account| {
-            account.finish(record.number..record.number + 1);
-            account.not_applicable += tally.units;
-        });
+        let passed = [(record.number, record.tally())];
+        self.parts.accounts.settle(&self.parts.name, passed, |account, ended| account.not_applicable += ended.units);
     }
 
     /// The bound on one batch: as configured, or what the backend lately showed to be its limit.
@@ -444,9 +492,9 @@ impl Lane {
         self.taken_experiment = Some(parcel.experiment.clone());
         self.recovered();
         self.concurrency.success();
-        let rejected = rejected_spans.min(tally.units);
-        let taken = Tally { spans: tally.spans - rejected, units: tally.units - rejected, ..tally };
-        self.finish(&parcel, |account| {
+        self.finish(&parcel, |account, ended| {
+            let rejected = rejected_spans.min(ended.units);
+            let taken = Tally { spans: ended.spans.saturating_sub(rejected), units: ended.units - rejected, ..ended };
             account.delivered += taken;
             account.rejected += rejected;
         });
@@ -466,13 +514,58 @@ impl Lane {
             self.trouble(LaneState::Retrying, pause, &failure);
         }
         parcel.due = Instant::now();
-        if let Some(expired) = self.take_expired(&mut parcel) {
-            self.set_aside(expired, Reason::Expired, &failure).await?;
+        if let Some(before_clock_ms) = self.expired_before() {
+            self.expire_segments(&parcel, &failure, before_clock_ms).await;
+            self.drop_finished(&mut parcel);
+            if let Some(expired) = parcel.take(|record| record.envelope.clock_ms < before_clock_ms) {
+                match self.parts.delivery.after_retry_timeout {
+                    AfterRetryTimeout::DeadLetter => self.set_aside(expired, Reason::Expired, &failure).await?,
+                    AfterRetryTimeout::Discard => self.discard(expired).await,
+                }
+            }
         }
         if !parcel.records.is_empty() {
             self.queue.push_back(parcel);
         }
         Ok(())
+    }
+
+    /// Gives up whole segments from the place on, if the oldest one has expired: a long backlog is not copied record by
+    /// record. The attempt that just failed is the one that all of them waited for.
+    async fn expire_segments(&mut self, parcel: &Parcel, failure: &Failure, before_clock_ms: u64) {
+        let Some(account) = self.parts.accounts.account(&self.parts.name) else { return };
+        let segments = self.parts.journal.segments();
+        let first = segments.iter().find(|segment| segment.next_record > account.place);
+        if !first.is_some_and(|segment| segment.sealed && segment.clock_ms.1 < before_clock_ms) {
+            return;
+        }
+        let now = self.parts.clock.now();
+        let label = Label {
+            segment: 0,
+            backend: self.parts.name.clone(),
+            reason: Reason::Expired,
+            records: Ranges::default(),
+            tally: Tally::default(),
+            status: failure.status.clone(),
+            message: failure.message.clone(),
+            attempts: parcel.attempts,
+            first_attempt_ns: parcel.first_attempt_ns,
+            last_attempt_ns: now.wall_ns,
+            clock_ms: now.clock_ms,
+            received_ns: 0,
+        };
+        let discard = self.parts.delivery.after_retry_timeout == AfterRetryTimeout::Discard;
+        // If it can't be done now, the next failure asks again.
+        self.parts.commands.ask(|done| Command::Expire { label, before_clock_ms, discard, done }).await;
+        self.skip_finished();
+    }
+
+    /// Gives up records without keeping them.
+    async fn discard(&mut self, parcel: Parcel) {
+        self.let_go(&parcel);
+        let records: Vec<_> = parcel.weights().collect();
+        let controls = self.parts.accounts.discard_records(&self.parts.name, &records, DiscardReason::RetryTimeout);
+        self.parts.commands.ask(|done| Command::Record { controls, done }).await;
     }
 
     fn blocked(&mut self, mut parcel: Parcel, failure: Failure, experiment_only: bool) {
@@ -553,16 +646,16 @@ impl Lane {
         self.queue.push_front(first);
     }
 
-    /// What was tried, and is older than the backend's `retry_timeout`.
-    fn take_expired(&self, parcel: &mut Parcel) -> Option<Parcel> {
+    /// What was received before this running clock is older than the backend's `retry_timeout`; `None` soon after a
+    /// start.
+    fn expired_before(&self) -> Option<u64> {
         let timeout = self.parts.delivery.retry_timeout;
         if self.parts.clock.uptime() < timeout.min(START_GRACE) {
             return None;
         }
         // All the time that the backend was ever blocked, not only this record's: what errs here errs on its side.
-        let idle_ms = self.parts.accounts.idle_ms(&self.parts.name);
-        let limit = self.parts.clock.now().clock_ms.saturating_sub(millis(timeout)).saturating_sub(idle_ms);
-        parcel.take(|record| record.envelope.clock_ms < limit)
+        let idle_ms = self.parts.accounts.account(&self.parts.name).map_or(0, |account| account.idle_ms);
+        Some(self.parts.clock.now().clock_ms.saturating_sub(millis(timeout)).saturating_sub(idle_ms))
     }
 
     /// Copies records to the side journal, and moves the place over them when they are durable there.
@@ -577,12 +670,13 @@ impl Lane {
             attempts: parcel.attempts,
             first_attempt_ns: parcel.first_attempt_ns,
             last_attempt_ns: now.wall_ns,
+            clock_ms: now.clock_ms,
         };
         let records: Vec<_> = parcel.records.iter().map(|record| (record.clone(), aside(record))).collect();
         let side = Arc::clone(&self.parts.side);
         let put = tokio::task::spawn_blocking(move || side.put(records, now)).await;
         match put {
-            Ok(Ok(side_place)) => {
+            Ok(Ok(numbers)) => {
                 let tally = parcel.tally();
                 warn!(
                     backend = self.parts.name,
@@ -592,10 +686,9 @@ impl Lane {
                     status = failure.status,
                     "set aside as dead letters"
                 );
-                self.finish(&parcel, |account| {
-                    account.dead += tally;
-                    account.side_place = account.side_place.max(side_place);
-                });
+                self.let_go(&parcel);
+                let records: Vec<_> = parcel.weights().collect();
+                self.parts.accounts.bury(&self.parts.name, &records, numbers.start);
                 Ok(())
             }
             Ok(Err(error @ spool::Error::Full { .. })) => {
@@ -610,22 +703,15 @@ impl Lane {
     }
 
     /// Notes in the books how records ended.
-    fn finish(&mut self, parcel: &Parcel, change: impl FnOnce(&mut spool::Account)) {
-        let tally = parcel.tally();
-        self.held = self.held.less(tally);
-        self.turns.leave(parcel);
-        self.parts.accounts.settle(&self.parts.name, tally, |account| {
-            for record in &parcel.records {
-                account.finish(record.number..record.number + 1);
-            }
-            change(account);
-        });
+    fn finish(&mut self, parcel: &Parcel, change: impl FnOnce(&mut spool::Account, Tally)) {
+        self.let_go(parcel);
+        self.parts.accounts.settle(&self.parts.name, parcel.weights(), change);
     }
 
     /// Numbers that no record has: skipped at a start, or reclaimed.
     fn skip(&self, numbers: Range<u64>) {
         if !numbers.is_empty() {
-            self.parts.accounts.settle(&self.parts.name, Tally::default(), |account| account.finish(numbers));
+            self.parts.accounts.pass(&self.parts.name, numbers);
         }
     }
 
@@ -685,7 +771,7 @@ impl Lane {
         let since = if still { self.blocked_since.replace(now) } else { self.blocked_since.take() };
         if let Some(since) = since {
             let idle = millis(now - since);
-            self.parts.accounts.settle(&self.parts.name, Tally::default(), |account| account.idle_ms += idle);
+            self.parts.accounts.note(&self.parts.name, |account| account.idle_ms += idle);
         }
     }
 

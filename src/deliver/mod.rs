@@ -2,16 +2,14 @@
 //!
 //! A lane never looks at another one: each has its own reader, place, window, backoff and books over the one stored
 //! copy. What it decides is in pure modules (`backoff`, `concurrency`, `suspect`); `lane` ties them to the
-//! reader and the backend; `side` is where records go that a lane sets aside.
+//! reader and the backend.
 
 mod backoff;
 mod concurrency;
 mod lane;
 mod parcel;
 mod patience;
-mod side;
 mod suspect;
 mod turns;
 
 pub use lane::{Lane, LaneParts};
-pub use side::Side;

@@ -64,6 +64,11 @@ impl Parcel {
         self.bytes
     }
 
+    /// The records with what each weighs.
+    pub(super) fn weights(&self) -> impl Iterator<Item = (u64, Tally)> {
+        self.records.iter().map(|record| (record.number, record.tally()))
+    }
+
     pub(super) fn push(&mut self, record: Record) {
         self.bytes += record.payload.len() as u64;
         self.records.push(record);

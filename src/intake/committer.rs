@@ -3,20 +3,23 @@
 //! It takes whatever waits, writes it as one group, syncs once, and answers all. While a sync runs the next group
 //! forms by itself, so there is no timer to tune: alone a request waits for one sync, in a crowd for two at most.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use spool::disk::Disk;
-use spool::{Draft, Envelope, Error, Keep, Kind, Writer};
+use spool::{Control, Draft, Envelope, Error, Keep, Kind, SegmentInfo, Tally, Writer};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, warn};
 
+use super::losses::Losses;
 use super::{Command, Job, Receipt, Refusal, Submission};
 use crate::accounts::Accounts;
 use crate::clock::{Clock, millis};
+use crate::config::WhenFull;
+use crate::side::Side;
 
 /// A group ends at this many bytes; a larger request is a group of its own.
 const GROUP_BYTES: u64 = 8 << 20;
@@ -30,9 +33,11 @@ const FRAME_OVERHEAD: u64 = 4096;
 const RECLAIM_EVERY: Duration = Duration::from_secs(10);
 /// How often the bytes beside the journal are counted.
 const MEASURE_EVERY: Duration = Duration::from_secs(1);
+/// How often the limits are looked at that nothing at the doors asks for.
+const LIMITS_EVERY: Duration = Duration::from_secs(2);
 
 /// How much may lie on disk.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Limits {
     /// The queue cap: journal, side journal and ledger together.
     pub max_bytes: u64,
@@ -44,6 +49,18 @@ pub struct Limits {
     pub keep_delivered: Duration,
     /// How much of them.
     pub keep_delivered_bytes: u64,
+    /// How many traces may wait.
+    pub max_traces: Option<u64>,
+    /// What happens when there is no room.
+    pub when_full: WhenFull,
+    /// Backends whose debts give way before anybody is refused.
+    pub giving: BTreeSet<String>,
+    /// How many bytes may wait for a backend.
+    pub max_backlog_bytes: Vec<(String, u64)>,
+    /// How many bytes of dead letters are kept,
+    pub dead_letters_max_bytes: u64,
+    /// and for how long.
+    pub dead_letters_max_age: Duration,
 }
 
 /// How often making room for what is to be kept back is tried again after it failed.
@@ -65,9 +82,11 @@ pub struct CommitterParts {
     pub disk: Arc<dyn Disk>,
     /// here.
     pub dir: PathBuf,
+    /// The side journal.
+    pub side: Arc<Side>,
     /// What waits to be stored.
     pub jobs: mpsc::Receiver<Job>,
-    /// Facts to be made durable.
+    /// What is to become a fact.
     pub commands: mpsc::Receiver<Command>,
     /// Told the number behind the last durable record.
     pub durable: watch::Sender<u64>,
@@ -82,9 +101,13 @@ impl std::fmt::Debug for CommitterParts {
 /// The committer, before it is set running.
 #[derive(Debug)]
 pub struct Committer {
-    parts: CommitterParts,
+    pub(super) parts: CommitterParts,
     /// Bytes on disk beside the journal, and when they were last counted.
     measured: Option<(Instant, u64)>,
+    checkpointed: Checkpointed,
+    /// When the limits were last looked at.
+    limited_at: Instant,
+    pub(super) losses: Losses,
     /// Not before then is anything prepared.
     prepare_at: Instant,
 }
@@ -101,13 +124,35 @@ struct Checkpointed {
     reclaimed_at: Instant,
 }
 
+/// What one more request would take.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    bytes: u64,
+    /// With those that are staged already.
+    traces: u64,
+}
+
+/// What there is not enough of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Short {
+    /// Bytes under the cap.
+    Bytes,
+    /// Traces under theirs.
+    Traces,
+    /// Bytes on the disk.
+    Disk,
+}
+
 type Answer = oneshot::Sender<Result<Receipt, Refusal>>;
 
 impl Committer {
     /// A committer that has not begun.
     #[must_use]
     pub fn new(parts: CommitterParts) -> Self {
-        Self { parts, measured: None, prepare_at: Instant::now() }
+        let now = Instant::now();
+        let checkpointed = Checkpointed { at: now, version: u64::MAX, lowest_needed: 0, reclaimed_at: now };
+        let losses = Losses::default();
+        Self { parts, measured: None, checkpointed, limited_at: now, losses, prepare_at: now }
     }
 
     /// Works until every [`super::Intake`] is gone; then all that was submitted is answered. Blocks; it has a thread
@@ -116,8 +161,6 @@ impl Committer {
     /// # Errors
     /// When the journal failed. Nothing was acknowledged after the failure, and the process must end.
     pub fn run(mut self, runtime: &Handle) -> Result<Writer, Error> {
-        let mut checkpointed =
-            Checkpointed { at: Instant::now(), version: u64::MAX, lowest_needed: 0, reclaimed_at: Instant::now() };
         let mut waiting = VecDeque::new();
         let mut received = Vec::new();
         loop {
@@ -132,16 +175,16 @@ impl Committer {
                     }
                 };
                 let (count, found) = runtime.block_on(wait);
-                match count {
-                    Some(0) => break,
-                    Some(_) => waiting.extend(received.drain(..)),
-                    None if found.is_none() => self.prepare(),
-                    None => {}
+                match (count, &found) {
+                    (Some(0), _) => break,
+                    (None, None) => self.prepare(),
+                    _ => {}
                 }
                 command = found;
+                waiting.extend(received.drain(..));
             }
             let obeyed = command.map_or(Ok(()), |command| self.obey(command));
-            if let Err(error) = obeyed.and_then(|()| self.turn(&mut waiting, &mut checkpointed)) {
+            if let Err(error) = obeyed.and_then(|()| self.turn(&mut waiting)).and_then(|()| self.keep_limits()) {
                 error!(%error, "the journal failed; nothing more is acknowledged");
                 for job in waiting {
                     // Who left does not want the answer.
@@ -150,6 +193,7 @@ impl Committer {
                 return Err(error);
             }
         }
+        self.losses.say();
         Ok(self.parts.writer)
     }
 
@@ -172,136 +216,183 @@ impl Committer {
         }
     }
 
-    fn obey(&mut self, command: Command) -> Result<(), Error> {
-        let Command::Record { controls, done } = command;
+    /// One group, with a checkpoint in it when one is due.
+    fn turn(&mut self, waiting: &mut VecDeque<Job>) -> Result<(), Error> {
+        let answers = self.stage(waiting)?;
         let now = self.parts.clock.now();
-        controls.iter().for_each(|control| self.parts.writer.stage_control(control, now));
-        let accounts = Arc::clone(&self.parts.accounts);
-        match self.parts.writer.commit(now, &mut || accounts.snapshot(now.clock_ms).0) {
-            Ok(_) => {
-                self.parts.writer.sync()?;
-                let _ = done.send(());
-                Ok(())
+        let due = self.checkpointed.at.elapsed() >= CHECKPOINT_EVERY
+            && self.checkpointed.version != self.parts.accounts.version();
+        match self.commit(due)? {
+            Some(records) => {
+                for (record, answer) in records.zip(answers) {
+                    let _ = answer.send(Ok(Receipt { record: Some(record) }));
+                }
             }
-            // Whoever asked is told by the silence; the next checkpoint says the same.
-            Err(error @ Error::Full { .. }) => {
-                warn!(%error, "a fact can't be noted until there is room");
-                Ok(())
-            }
-            Err(error) => Err(error),
+            None => answer_all(answers, &Err(Refusal::DiskFull)),
         }
+        if due || self.checkpointed.reclaimed_at.elapsed() >= RECLAIM_EVERY {
+            self.checkpointed.reclaimed_at = Instant::now();
+            self.reclaim(Keep {
+                since_clock_ms: now.clock_ms.saturating_sub(millis(self.parts.limits.keep_delivered)),
+                bytes: self.parts.limits.keep_delivered_bytes,
+            });
+        }
+        Ok(())
     }
 
-    /// One group, with a checkpoint in it when one is due.
-    fn turn(&mut self, waiting: &mut VecDeque<Job>, checkpointed: &mut Checkpointed) -> Result<(), Error> {
-        let answers = self.stage(waiting, checkpointed);
+    /// Makes what is staged durable, if need be with a checkpoint behind it. `None` when the disk is full.
+    fn commit(&mut self, with_checkpoint: bool) -> Result<Option<std::ops::Range<u64>>, Error> {
         let now = self.parts.clock.now();
-        let due =
-            checkpointed.at.elapsed() >= CHECKPOINT_EVERY && checkpointed.version != self.parts.accounts.version();
-        let snapshot = due.then(|| self.parts.accounts.snapshot(now.clock_ms));
+        let snapshot = with_checkpoint.then(|| self.parts.accounts.snapshot(now.clock_ms));
         if let Some((state, _)) = &snapshot {
             self.parts.writer.stage_checkpoint(state, now);
         }
         let accounts = Arc::clone(&self.parts.accounts);
-        let committed = self.parts.writer.commit(now, &mut || accounts.snapshot(now.clock_ms).0);
-        let committed = match committed {
+        let committed = match self.parts.writer.commit(now, &mut || accounts.snapshot(now.clock_ms).0) {
             Ok(committed) => committed,
             Err(error @ Error::Full { .. }) => {
                 warn!(%error, "refusing until there is room");
-                checkpointed.at = Instant::now();
-                answer_all(answers, &Err(Refusal::DiskFull));
-                return Ok(());
+                self.checkpointed.at = Instant::now();
+                return Ok(None);
             }
-            Err(error) => {
-                answer_all(answers, &Err(Refusal::Failed));
-                return Err(error);
-            }
+            Err(error) => return Err(error),
         };
         if !committed.records.is_empty() {
             self.parts.accounts.commit(committed.tally, committed.records.end);
             self.parts.durable.send_replace(committed.records.end);
-            for (record, answer) in committed.records.zip(answers) {
-                let _ = answer.send(Ok(Receipt { record }));
-            }
         }
-        if due {
+        if with_checkpoint {
             // With `durability = "relaxed"`, at most as much as comes in between two checkpoints is not on disk.
             self.parts.writer.sync()?;
         }
         if let Some((state, version)) = snapshot {
-            checkpointed.at = Instant::now();
-            checkpointed.version = version;
-            checkpointed.lowest_needed = state.lowest_needed().unwrap_or(0);
+            self.checkpointed.at = Instant::now();
+            self.checkpointed.version = version;
+            self.checkpointed.lowest_needed = state.lowest_needed().unwrap_or(0);
+            if let Err(error) = self.parts.side.reclaim(&state) {
+                warn!(%error, "cannot remove dead letters that are kept no more");
+            }
         }
-        if due || checkpointed.reclaimed_at.elapsed() >= RECLAIM_EVERY {
-            checkpointed.reclaimed_at = Instant::now();
-            let keep = Keep {
-                since_clock_ms: now.clock_ms.saturating_sub(millis(self.parts.limits.keep_delivered)),
-                bytes: self.parts.limits.keep_delivered_bytes,
-            };
-            self.reclaim(checkpointed.lowest_needed, keep);
+        Ok(Some(committed.records))
+    }
+
+    /// Makes facts durable that are in the books already, together with the books, so that what they free may go.
+    /// Whether it is done: when the disk is full, the next checkpoint says the same.
+    pub(super) fn record(&mut self, controls: &[Control]) -> Result<bool, Error> {
+        if controls.is_empty() {
+            return Ok(true);
         }
-        Ok(())
+        let now = self.parts.clock.now();
+        controls.iter().for_each(|control| self.parts.writer.stage_control(control, now));
+        let recorded = self.commit(true)?.is_some();
+        self.measured = None;
+        Ok(recorded)
+    }
+
+    /// Whether a segment may go once the books are durable as they are.
+    pub(super) fn checkpoint_frees(&mut self, segment: &SegmentInfo) -> Result<bool, Error> {
+        let may_go = |lowest: u64| segment.next_record <= lowest;
+        if may_go(self.checkpointed.lowest_needed)
+            || !may_go(self.parts.accounts.look(|state| state.lowest_needed().unwrap_or(0)))
+        {
+            return Ok(false);
+        }
+        self.commit(true)?;
+        Ok(may_go(self.checkpointed.lowest_needed))
+    }
+
+    fn keep_limits(&mut self) -> Result<(), Error> {
+        if self.limited_at.elapsed() < LIMITS_EVERY {
+            return Ok(());
+        }
+        self.limited_at = Instant::now();
+        self.losses.say_if_over();
+        self.bound_letters()?;
+        self.bound_backlogs()
     }
 
     /// Stages what fits one group and refuses what there is no room for.
-    fn stage(&mut self, waiting: &mut VecDeque<Job>, checkpointed: &Checkpointed) -> Vec<Answer> {
+    fn stage(&mut self, waiting: &mut VecDeque<Job>) -> Result<Vec<Answer>, Error> {
         let mut answers = Vec::with_capacity(waiting.len().min(GROUP_JOBS));
-        let mut bytes = 0;
+        let (mut bytes, mut traces) = (0, 0);
         while let Some(job) = waiting.pop_front() {
             let length = job.submission.payload.len() as u64;
-            if !answers.is_empty() && bytes + length > GROUP_BYTES {
+            let tally = tally(&job.submission);
+            let asked = Asked { bytes: length + FRAME_OVERHEAD, traces: traces + tally.traces };
+            let mut short = self.short_of(asked);
+            // Room is made between groups: what is staged goes first.
+            if !answers.is_empty() && (bytes + length > GROUP_BYTES || short.is_some()) {
                 waiting.push_front(job);
                 break;
             }
-            match self.admit(length, checkpointed.lowest_needed) {
-                Ok(()) => {
+            if short.is_some() {
+                short = self.make_room(asked)?;
+            }
+            match short {
+                None => {
                     bytes += length;
+                    traces += tally.traces;
                     self.parts.writer.stage(self.draft(job.submission));
                     answers.push(job.answer);
                 }
-                Err(refusal) => {
-                    let _ = job.answer.send(Err(refusal));
+                Some(Short::Bytes | Short::Traces) if self.parts.limits.when_full == WhenFull::DiscardNewest => {
+                    self.parts.accounts.drop_newest(tally);
+                    self.losses.count("everyone", tally);
+                    let _ = job.answer.send(Ok(Receipt { record: None }));
+                }
+                Some(short) => {
+                    let _ = job.answer.send(Err(self.refusal(short)));
                 }
             }
         }
-        answers
+        Ok(answers)
     }
 
-    /// Whether there is room for one more request of `length` bytes.
-    fn admit(&mut self, length: u64, lowest_needed: u64) -> Result<(), Refusal> {
-        let growth = self.parts.writer.growth(length + FRAME_OVERHEAD);
-        let Limits { max_bytes, min_free_disk, .. } = self.parts.limits;
-        let other_bytes = self.other_bytes();
+    fn refusal(&self, short: Short) -> Refusal {
+        match short {
+            Short::Bytes => Refusal::Full { max_bytes: self.parts.limits.max_bytes },
+            Short::Traces => Refusal::TooManyTraces { max_traces: self.parts.limits.max_traces.unwrap_or_default() },
+            Short::Disk => Refusal::DiskFull,
+        }
+    }
+
+    /// What there is not enough of for one more request.
+    fn short_of(&mut self, asked: Asked) -> Option<Short> {
+        let growth = self.parts.writer.growth(asked.bytes);
+        let Limits { max_bytes, min_free_disk, segment_bytes, max_traces, .. } = self.parts.limits;
         // Also asked when the segment at hand has room, and with one more kept back: a start begins a segment without
         // asking, and the cap holds over starts too.
-        let segment_bytes = self.parts.limits.segment_bytes;
-        let over_cap = |this: &Self| {
-            let writer = &this.parts.writer;
-            let kept_back = writer.kept_back_missing().max(segment_bytes);
-            writer.shared().file_bytes() + other_bytes + growth + kept_back > max_bytes
-        };
-        if growth == 0 && !over_cap(self) {
-            return Ok(());
+        let kept_back = self.parts.writer.kept_back_missing().max(segment_bytes);
+        if self.parts.writer.shared().file_bytes() + self.other_bytes() + growth + kept_back > max_bytes {
+            return Some(Short::Bytes);
         }
-        let over_disk = |this: &Self| match this.parts.disk.free_bytes(&this.parts.dir) {
-            Ok(free) => free.saturating_sub(growth) < min_free_disk,
-            // Unknown: the allocation will tell.
-            Err(_) => false,
-        };
-        if over_cap(self) || over_disk(self) {
-            // What is kept for replay gives way first.
-            self.reclaim(lowest_needed, Keep { since_clock_ms: u64::MAX, bytes: 0 });
+        if let Some(max) = max_traces
+            && self.parts.accounts.waiting().values().any(|waiting| waiting.traces + asked.traces > max)
+        {
+            return Some(Short::Traces);
         }
-        // Then what is kept aside because it is damaged.
-        while (over_cap(self) || over_disk(self)) && self.drop_quarantined() {}
-        if over_cap(self) {
-            return Err(Refusal::Full { max_bytes });
+        // Where it is unknown, the allocation will tell.
+        let free = if growth == 0 { Ok(u64::MAX) } else { self.parts.disk.free_bytes(&self.parts.dir) };
+        free.is_ok_and(|free| free.saturating_sub(growth) < min_free_disk).then_some(Short::Disk)
+    }
+
+    /// Makes room in the order that is promised, and says what there still is not enough of.
+    fn make_room(&mut self, asked: Asked) -> Result<Option<Short>, Error> {
+        // What is kept for replay gives way first, then what is kept aside because it is damaged.
+        self.reclaim(Keep { since_clock_ms: u64::MAX, bytes: 0 });
+        loop {
+            let gave_way = match self.short_of(asked) {
+                Some(Short::Bytes | Short::Disk) if self.drop_quarantined() => true,
+                Some(Short::Bytes) => self.give_way_in_bytes()?,
+                Some(Short::Traces) => self.give_way_in_traces(asked.traces)?,
+                // Something else fills the disk, and would fill what is freed, too.
+                other => return Ok(other),
+            };
+            if !gave_way {
+                return Ok(self.short_of(asked));
+            }
+            self.reclaim(Keep { since_clock_ms: u64::MAX, bytes: 0 });
         }
-        if growth > 0 && over_disk(self) {
-            return Err(Refusal::DiskFull);
-        }
-        Ok(())
     }
 
     /// Asking the file system for every request would cost more than the answer is worth.
@@ -314,9 +405,11 @@ impl Committer {
         bytes
     }
 
-    fn reclaim(&mut self, lowest_needed: u64, keep: Keep) {
-        match self.parts.writer.reclaim(lowest_needed, keep) {
+    pub(super) fn reclaim(&mut self, keep: Keep) {
+        match self.parts.writer.reclaim(self.checkpointed.lowest_needed, keep) {
             Ok(reclaimed) if reclaimed.segments > 0 => {
+                // A segment that is kept beside the journal, too, counts there from now on.
+                self.measured = None;
                 debug!(segments = reclaimed.segments, bytes = reclaimed.bytes, "removed what every backend is past");
             }
             Ok(_) => {}
@@ -360,6 +453,11 @@ impl Committer {
             payload: submission.payload,
         }
     }
+}
+
+fn tally(submission: &Submission) -> Tally {
+    let traces = u32::try_from(submission.summary.trace_ids.len()).unwrap_or(u32::MAX);
+    Tally::one(submission.summary.spans, traces, submission.payload.len() as u64)
 }
 
 fn answer_all(answers: Vec<Answer>, answer: &Result<Receipt, Refusal>) {

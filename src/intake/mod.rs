@@ -1,9 +1,12 @@
 //! The waist of the hourglass: admission, group commit, answers when durable.
 
 mod committer;
+mod letters;
+mod losses;
+mod room;
 
 use bytes::Bytes;
-use spool::Control;
+use spool::{Control, Label};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::otlp::Summary;
@@ -44,8 +47,8 @@ pub struct CallHead {
 /// The promise: the record is on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
-    /// Its number in the journal.
-    pub record: u64,
+    /// Its number in the journal; `None` when the operator's limit gave it up, as `when_full = "discard_newest"` says.
+    pub record: Option<u64>,
 }
 
 /// Why a request is not taken. Normal life, not an error; `receive::refusal` turns it into status codes.
@@ -65,6 +68,12 @@ pub enum Refusal {
     Full {
         /// The limit in bytes.
         max_bytes: u64,
+    },
+    /// `spool.max_traces` is reached.
+    #[error("the spool is full (spool.max_traces = {max_traces})")]
+    TooManyTraces {
+        /// The limit.
+        max_traces: u64,
     },
     /// The disk is nearly or really full.
     #[error("the disk that holds the spool is full")]
@@ -101,6 +110,17 @@ pub enum Command {
         /// The facts.
         controls: Vec<Control>,
         /// Told when they are.
+        done: oneshot::Sender<()>,
+    },
+    /// Whole segments that a backend did not take in time are to be given up.
+    Expire {
+        /// Whose dead letters they become, and why; the committer adds what is the segment's.
+        label: Label,
+        /// All in them was received before this running clock.
+        before_clock_ms: u64,
+        /// They are discarded, not kept as dead letters.
+        discard: bool,
+        /// Told when it is done.
         done: oneshot::Sender<()>,
     },
 }

@@ -3,15 +3,21 @@
 //! It holds each backend's books as they were a moment ago, so that a start after kill -9 sends again only what was
 //! under way, not what was delivered since the last checkpoint. Nothing lives in it alone.
 
+mod follow;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bincode::{Decode, Encode};
 use spool::{Account, Discarded, State, Tally};
 
+pub use follow::Follower;
+
 const SCHEMA_KEY: &[u8] = b"schema";
+/// Which spool it follows.
+const SPOOL_KEY: &[u8] = b"spool";
 /// Raised whenever a row changes its shape; another schema is another ledger.
-const SCHEMA: u32 = 1;
+const SCHEMA: u32 = 2;
 /// sled's default is 1 GB.
 const CACHE_BYTES: u64 = 4 << 20;
 
@@ -28,10 +34,24 @@ pub struct Opened {
     /// The ledger; `None` when the disk does not even allow a new one: the daemon goes on without.
     pub ledger: Option<Ledger>,
     /// The books it holds.
-    pub accounts: BTreeMap<String, Account>,
-    /// Where a ledger that could not be read was put, and why.
+    pub accounts: Books,
+    /// Whose books they are; `None` in a new ledger.
+    pub spool_id: Option<u64>,
+    /// Where a ledger that is of no use was put, and why.
     pub set_aside: Option<(PathBuf, String)>,
 }
+
+/// A backend's books at the moment when they were saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// Place and counters.
+    pub account: Account,
+    /// How many facts were folded into them.
+    pub facts: u64,
+}
+
+/// Every backend's books, by name.
+pub type Books = BTreeMap<String, Saved>;
 
 /// A ledger that can't be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -48,32 +68,37 @@ pub enum LedgerError {
     /// Written by another version.
     #[error("it has another schema")]
     Schema,
+    /// It follows the books of another spool.
+    #[error("it belongs to another spool")]
+    Foreign,
     /// A key is not a name.
     #[error("a key can't be read")]
     Key,
 }
 
 impl Ledger {
-    /// Opens the ledger at `path`. One that can't be read is set aside beside it, and a new one begun.
+    /// Opens the ledger at `path`. One that can't be read is set aside beside it, and a new one begun. On a full disk
+    /// there may be none for now.
     #[must_use]
     pub fn open(path: &Path, wall_ns: u64) -> Opened {
         match Self::try_open(path) {
-            Ok((ledger, accounts)) => Opened { ledger: Some(ledger), accounts, set_aside: None },
-            Err(error) => {
-                let aside = path.with_extension(format!("damaged-{wall_ns}"));
-                // When even this fails, the next open says so, and the daemon goes on without a ledger.
-                let _ = std::fs::rename(path, &aside);
-                let fresh = Self::try_open(path);
-                Opened {
-                    ledger: fresh.ok().map(|(ledger, _)| ledger),
-                    accounts: BTreeMap::new(),
-                    set_aside: Some((aside, error.to_string())),
-                }
-            }
+            Ok((ledger, accounts, spool_id)) => Opened { ledger: Some(ledger), accounts, spool_id, set_aside: None },
+            // Nothing is wrong with what is there; it is tried again when there is room.
+            Err(error) if error.is_full() => Opened::none(None),
+            Err(error) => Self::begin_anew(path, &error, wall_ns),
         }
     }
 
-    fn try_open(path: &Path) -> Result<(Self, BTreeMap<String, Account>), LedgerError> {
+    /// Sets the ledger at `path` aside and begins a new one.
+    fn begin_anew(path: &Path, why: &LedgerError, wall_ns: u64) -> Opened {
+        let aside = path.with_extension(format!("damaged-{wall_ns}"));
+        // When even this fails, the next open says so, and the daemon goes on without a ledger.
+        let _ = std::fs::rename(path, &aside);
+        let opened = Opened::none(Some((aside, why.to_string())));
+        Opened { ledger: Self::try_open(path).ok().map(|(ledger, ..)| ledger), ..opened }
+    }
+
+    fn try_open(path: &Path) -> Result<(Self, Books, Option<u64>), LedgerError> {
         let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
         match db.get(SCHEMA_KEY)? {
             None => {
@@ -89,7 +114,8 @@ impl Ledger {
             let (row, _): (Row, usize) = bincode::decode_from_slice(&row, bincode::config::standard())?;
             accounts.insert(name.to_owned(), row.into());
         }
-        Ok((Self { db, path: path.to_path_buf() }, accounts))
+        let spool_id = db.get(SPOOL_KEY)?.and_then(|id| Some(u64::from_le_bytes(id.as_ref().try_into().ok()?)));
+        Ok((Self { db, path: path.to_path_buf() }, accounts, spool_id))
     }
 
     /// Writes every backend's books.
@@ -98,8 +124,11 @@ impl Ledger {
     /// Of the database. After one the ledger is of no use until it is opened again.
     pub fn save(&self, state: &State) -> Result<(), LedgerError> {
         let tree = self.db.open_tree("accounts")?;
+        self.db.insert(SPOOL_KEY, &state.spool_id.to_le_bytes())?;
         for (name, account) in &state.accounts {
-            let row = bincode::encode_to_vec(Row::from(account), bincode::config::standard())?;
+            // The number of facts is in each row: rows that were saved together need not survive together.
+            let row = Row { facts: state.facts, ..Row::from(account) };
+            let row = bincode::encode_to_vec(row, bincode::config::standard())?;
             tree.insert(name.as_bytes(), row)?;
         }
         self.db.flush()?;
@@ -119,10 +148,39 @@ impl Ledger {
     }
 }
 
+impl LedgerError {
+    fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Self::Database(sled::Error::Io(error)) if matches!(error.kind(), StorageFull | QuotaExceeded))
+    }
+}
+
+impl Opened {
+    fn none(set_aside: Option<(PathBuf, String)>) -> Self {
+        Self { ledger: None, accounts: BTreeMap::new(), spool_id: None, set_aside }
+    }
+
+    /// The ledger, if it is that of this spool; else it is set aside and a new one begun.
+    #[must_use]
+    pub fn of_spool(self, spool_id: u64, wall_ns: u64) -> Self {
+        match &self.ledger {
+            Some(ledger) if self.spool_id.is_some_and(|found| found != spool_id) => {
+                let path = ledger.path.clone();
+                // Closed before the new one is opened.
+                drop(self);
+                Ledger::begin_anew(&path, &LedgerError::Foreign, wall_ns)
+            }
+            _ => self,
+        }
+    }
+}
+
 /// Takes from the ledger what it knows better: it is further than the journal's last checkpoint when it has seen more
-/// attempts, of which there are only ever more. What an operator decided stays as the journal has it.
-pub fn merge(state: &mut State, ledger: BTreeMap<String, Account>) {
-    for (name, further) in ledger {
+/// attempts, of which there are only ever more. What an operator decided stays as the journal has it. Books with other
+/// facts in them than the journal's are of no use: what a limit gave up would be counted twice, or not at all.
+pub fn merge(state: &mut State, ledger: Books) {
+    let facts = state.facts;
+    for (name, Saved { account: further, .. }) in ledger.into_iter().filter(|(_, saved)| saved.facts == facts) {
         let progress = |account: &Account| (account.attempts, account.settled());
         if let Some(account) = state.accounts.get_mut(&name).filter(|account| progress(&further) > progress(account)) {
             *account = Account { start: account.start, end: account.end, paused: account.paused, ..further };
@@ -148,6 +206,7 @@ struct Row {
     not_applicable: u64,
     attempts: u64,
     idle_ms: u64,
+    facts: u64,
 }
 
 impl From<&Account> for Row {
@@ -168,15 +227,16 @@ impl From<&Account> for Row {
             not_applicable: account.not_applicable,
             attempts: account.attempts,
             idle_ms: account.idle_ms,
+            facts: 0,
         }
     }
 }
 
-impl From<Row> for Account {
+impl From<Row> for Saved {
     fn from(row: Row) -> Self {
         let tally = |[records, traces, spans, units, bytes]: TallyRow| Tally { records, traces, spans, units, bytes };
         let [retry_timeout, queue_cap, dead_letter_cap, dead_letter_age, purged] = row.discarded;
-        Self {
+        let account = Account {
             start: row.start,
             place: row.place,
             finished: row.finished.into_iter().map(|(start, end)| start..end).collect(),
@@ -190,8 +250,9 @@ impl From<Row> for Account {
             not_applicable: row.not_applicable,
             attempts: row.attempts,
             idle_ms: row.idle_ms,
-            ..Self::default()
-        }
+            ..Account::default()
+        };
+        Self { account, facts: row.facts }
     }
 }
 
@@ -202,7 +263,12 @@ mod tests {
     fn state(attempts: u64) -> State {
         let finished = [9..12, 14..15].into_iter().collect();
         let account = Account { place: 7, finished, attempts, ..Account::from_record(1) };
-        State { accounts: [("a".to_owned(), account)].into(), ..State::default() }
+        State { accounts: [("a".to_owned(), account)].into(), spool_id: 5, facts: 2, ..State::default() }
+    }
+
+    fn saved(state: &State) -> BTreeMap<String, Saved> {
+        let saved = |account: &Account| Saved { account: account.clone(), facts: state.facts };
+        state.accounts.iter().map(|(name, account)| (name.clone(), saved(account))).collect()
     }
 
     #[test]
@@ -210,9 +276,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let path = dir.path().join("ledger");
         let opened = Ledger::open(&path, 1);
-        assert!(opened.accounts.is_empty() && opened.set_aside.is_none());
+        assert!(opened.accounts.is_empty() && opened.set_aside.is_none() && opened.spool_id.is_none());
         opened.ledger.expect("a new ledger").save(&state(3)).expect("it can be written");
-        assert_eq!(Ledger::open(&path, 2).accounts, state(3).accounts);
+        let again = Ledger::open(&path, 2).of_spool(5, 3);
+        assert_eq!((again.accounts, again.spool_id), (saved(&state(3)), Some(5)));
+        assert!(again.set_aside.is_none());
     }
 
     #[test]
@@ -227,15 +295,31 @@ mod tests {
     }
 
     #[test]
+    fn the_ledger_of_another_spool_is_set_aside() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("ledger");
+        Ledger::open(&path, 1).ledger.expect("a new ledger").save(&state(3)).expect("it can be written");
+        let opened = Ledger::open(&path, 2).of_spool(6, 2);
+        assert!(opened.accounts.is_empty() && opened.ledger.is_some());
+        let (aside, why) = opened.set_aside.expect("reported");
+        assert!(aside.exists() && why.contains("another spool"), "{why}");
+        assert_eq!(Ledger::open(&aside, 3).accounts, saved(&state(3)), "nothing of it is lost");
+    }
+
+    #[test]
     fn only_a_ledger_that_is_further_counts() {
         let mut journal = state(5);
-        merge(&mut journal, state(4).accounts);
+        merge(&mut journal, saved(&state(4)));
         assert_eq!(journal, state(5));
         let mut further = state(6);
         further.accounts.get_mut("a").expect("there").place = 20;
         further.accounts.insert("unknown".to_owned(), Account::default());
+        for facts in [1, 3] {
+            merge(&mut journal, saved(&State { facts, ..further.clone() }));
+            assert_eq!(journal, state(5), "with other facts in it, it is of no use");
+        }
         journal.accounts.get_mut("a").expect("there").paused = true;
-        merge(&mut journal, further.accounts);
+        merge(&mut journal, saved(&further));
         assert_eq!(journal.accounts["a"].place, 20);
         assert!(journal.accounts["a"].paused, "an operator's word is only in the journal");
         assert_eq!(journal.accounts.len(), 1);

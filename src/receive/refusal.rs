@@ -67,7 +67,7 @@ impl From<Refusal> for Problem {
         let (http, grpc, counted) = match refusal {
             Refusal::Invalid(_) => (StatusCode::BAD_REQUEST, Code::InvalidArgument, Counted::Invalid),
             Refusal::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, Code::ResourceExhausted, Counted::TooLarge),
-            Refusal::Full { .. } | Refusal::DiskFull | Refusal::Busy { .. } => {
+            Refusal::Full { .. } | Refusal::TooManyTraces { .. } | Refusal::DiskFull | Refusal::Busy { .. } => {
                 (StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, Counted::Full)
             }
             Refusal::Stopping | Refusal::Failed => {

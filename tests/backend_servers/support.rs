@@ -115,9 +115,17 @@ pub(crate) fn config(target: Target, timeout: Duration) -> config::Backend {
         backoff_initial: Duration::from_secs(1),
         backoff_max: Duration::from_secs(30),
         retry_timeout: Duration::from_secs(3600),
+        after_retry_timeout: tracespool::config::AfterRetryTimeout::DeadLetter,
         blocked_retry: Duration::from_secs(60),
     };
-    config::Backend { name: "test".into(), target, delivery, start_at: StartAt::Oldest }
+    config::Backend {
+        name: "test".into(),
+        target,
+        delivery,
+        start_at: StartAt::Oldest,
+        gives_way: false,
+        max_backlog_bytes: None,
+    }
 }
 
 /// Requests with one span each, of these names.

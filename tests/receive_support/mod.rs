@@ -90,7 +90,7 @@ impl Open {
                 record += 1;
                 // Whoever does not look at them need not.
                 let _ = sender.send(job.submission);
-                let _ = job.answer.send(Ok(Receipt { record }));
+                let _ = job.answer.send(Ok(Receipt { record: Some(record) }));
             }
         });
         taken

@@ -120,12 +120,23 @@ struct World {
     stopped: bool,
     capacity: Option<u64>,
     trace: Option<String>,
+    /// Files can't have two names.
+    links_forbidden: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Entry {
     Dir,
     File(usize),
+}
+
+impl Entry {
+    fn file(self) -> Option<usize> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Dir => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -158,6 +169,7 @@ enum Go {
 enum Call {
     Create,
     Rename,
+    Link,
     Remove,
     Write,
     Allocate,
@@ -187,7 +199,7 @@ impl World {
             writeln!(trace, "{number} {call:?} {what}").map_err(io::Error::other)?;
         }
         let Some(fault) = self.fault else { return Ok(Go::Work) };
-        let needs_room = matches!(call, Call::Create | Call::Rename | Call::Write | Call::Allocate);
+        let needs_room = matches!(call, Call::Create | Call::Rename | Call::Link | Call::Write | Call::Allocate);
         let lasting = match fault.failure {
             Failure::Full | Failure::ShortFull => needs_room,
             _ => true,
@@ -219,11 +231,9 @@ impl World {
     }
 
     fn used(&self) -> u64 {
-        let linked = self.seen.values().filter_map(|entry| match entry {
-            Entry::File(file) => Some(self.files[*file].seen.len() as u64),
-            Entry::Dir => None,
-        });
-        linked.sum()
+        // A file with two names takes its room once.
+        let named: BTreeSet<usize> = self.seen.values().filter_map(|entry| entry.file()).collect();
+        named.into_iter().map(|file| self.files[file].seen.len() as u64).sum()
     }
 
     /// Bytes by which files may still grow.
@@ -412,6 +422,11 @@ impl SimDisk {
     /// Files can hold this many bytes together.
     pub fn limit(&self, capacity: Option<u64>) {
         self.lock().capacity = capacity;
+    }
+
+    /// From now on no file gets a second name, as on some network and FAT file systems.
+    pub fn forbid_links(&self) {
+        self.lock().links_forbidden = true;
     }
 
     /// Bytes that files hold together.
@@ -611,11 +626,28 @@ impl Disk for SimDisk {
         })
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.lock().change(Call::Link, to, |world| {
+            if world.links_forbidden {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            let file = world.file(from)?;
+            if world.seen.contains_key(to) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            if !to.parent().is_some_and(|parent| world.is_dir(parent)) {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            world.apply(Change { add: Some((to.to_path_buf(), Entry::File(file))), remove: None });
+            Ok(())
+        })
+    }
+
     fn links(&self, path: &Path) -> io::Result<u64> {
         let world = self.lock();
         world.check()?;
-        let file = Entry::File(world.file(path)?);
-        Ok(world.seen.values().filter(|entry| **entry == file).count() as u64)
+        let file = world.file(path)?;
+        Ok(world.seen.values().filter(|entry| **entry == Entry::File(file)).count() as u64)
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! The journal: a directory of segments with one writer and any number of readers.
 
 mod damage;
+mod keep;
 mod pieces;
 mod quarantine;
 mod reader;
@@ -10,7 +11,7 @@ mod scan;
 mod spare;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,7 @@ use crate::{Error, Stream, Tally};
 use damage::Known;
 
 pub use damage::Damage;
+pub use keep::Kept;
 pub use reader::{Reader, Step};
 pub use reclaim::{Keep, Reclaimed};
 pub use recover::{Recovery, Torn};
@@ -263,23 +265,64 @@ impl Shared {
     }
 
     /// What is in the journal from `place` on, with what is lost: as much as a reader from there on returns and reports.
-    /// Reads group headers of one segment, no payload.
+    /// Reads group headers of one segment, and one group.
     ///
     /// # Errors
     /// [`Error::Io`] of the file system.
     pub fn tally_from(&self, place: u64) -> Result<Tally, Error> {
-        let mut total = Tally::default();
+        Ok(self.tallies_from(&[place])?.remove(&place).unwrap_or_default())
+    }
+
+    /// What is in the journal from each of these places on, in one walk.
+    ///
+    /// # Errors
+    /// [`Error::Io`] of the file system.
+    pub fn tallies_from(&self, places: &[u64]) -> Result<BTreeMap<u64, Tally>, Error> {
         let segments = self.segments();
-        for (index, segment) in segments.iter().enumerate() {
-            let missing = Damage::missing(segment.id, self.missing_at(&segments, index)).from(place);
-            total += missing.map_or(Tally::default(), |damage| damage.tally());
-            if segment.first_record >= place {
-                total += segment.tally;
-            } else if segment.next_record > place {
-                total += pieces::tally_from(self, segment, place)?;
+        let mut left: BTreeSet<u64> = places.iter().copied().collect();
+        let mut found = BTreeMap::new();
+        let mut behind = Tally::default();
+        for (index, segment) in segments.iter().enumerate().rev() {
+            for place in left.split_off(&segment.next_record) {
+                found.insert(place, behind);
+            }
+            let inside = left.split_off(&(segment.first_record + 1));
+            if !inside.is_empty() {
+                for (place, tally) in pieces::tallies_from(self, segment, &inside)? {
+                    found.insert(place, tally.plus(behind));
+                }
+            }
+            behind += segment.tally;
+            let missing = Damage::missing(segment.id, self.missing_at(&segments, index));
+            if !missing.records.is_empty() {
+                for place in left.split_off(&(missing.records.start + 1)) {
+                    let rest = missing.from(place).map(|damage| damage.tally()).unwrap_or_default();
+                    found.insert(place, rest.plus(behind));
+                }
+                behind += missing.tally();
             }
         }
-        Ok(total)
+        found.extend(left.into_iter().map(|place| (place, behind)));
+        Ok(found)
+    }
+
+    /// The records of a segment with what each weighs, ascending. Reads the whole segment.
+    ///
+    /// With what is lost: together it is what the catalogue says.
+    ///
+    /// # Errors
+    /// [`Error::Io`] of the file system.
+    pub fn weigh(&self, segment: &SegmentInfo) -> Result<Vec<(u64, Tally)>, Error> {
+        pieces::weigh(self, segment)
+    }
+
+    /// Keeps sealed segments beside the journal: each gets a second name there, or where files can't have one, is
+    /// copied. Durable when it returns. What is there already is from an attempt that was cut short, and is as good.
+    ///
+    /// # Errors
+    /// [`Error::Full`] or [`Error::Io`] of the file system; no harm is done.
+    pub fn keep_copies(&self, segments: &[SegmentInfo], kept: &Kept) -> Result<(), Error> {
+        kept.take(self, segments)
     }
 
     fn note_kept_back(&self, spares: &spare::Spares) {

@@ -3,7 +3,7 @@
 //! The pieces of a segment always add up to what the catalogue says is in it. So whoever reads everything, and counts
 //! what was lost, has counted all that was ever there, and not more.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 use super::damage::{Damage, Share};
@@ -220,36 +220,81 @@ fn walk(file: &SegmentFile, stretch: &Stretch) -> Result<Walked, Error> {
     Ok(Walked::of(frames, stretch.records.clone(), file.stamp.segment))
 }
 
-/// What `info` holds from `place` on, where `place` lies inside it.
-pub(super) fn tally_from(shared: &Shared, info: &SegmentInfo, place: u64) -> Result<Tally, Error> {
-    let file = SegmentFile::open(shared, info, Reading::Lossy)?;
-    let mut below = Tally::default();
+/// Walks all pieces of a segment: shows each group and stretch with what it weighs and where its numbers end, and reads
+/// its pieces only if they are asked for. Ends where `more` says so.
+fn each_part(
+    file: &SegmentFile,
+    info: &SegmentInfo,
+    mut show: impl FnMut(u64, Tally, &mut dyn FnMut() -> Result<VecDeque<Piece>, Error>) -> Result<bool, Error>,
+) -> Result<(), Error> {
     let mut groups = info.groups();
-    let mut count = |pieces: VecDeque<Piece>| {
-        below = pieces.iter().fold(below, |sum, piece| sum.plus(piece.tally_below(place)));
-    };
-    let mut whole_groups = Tally::default();
     let mut losses = None;
-    while groups.record < place {
-        let found = groups.next(&file)?;
+    loop {
+        let found = groups.next(file)?;
         let lost = match &found {
             Some(found) => found.lost.clone(),
             None => groups.finish(info.next_sequence, info.next_record),
         };
         if let Some(stretch) = lost {
-            if losses.is_none() {
-                losses = Some(Losses::of(&file, info)?);
-            }
-            if let Some(losses) = &losses {
-                count(in_stretch(&file, &stretch, losses)?);
+            let losses = match &losses {
+                Some(losses) => losses,
+                None => losses.insert(Losses::of(file, info)?),
+            };
+            let mut pieces = in_stretch(file, &stretch, losses)?;
+            let tally = pieces.iter().fold(Tally::default(), |sum, piece| sum.plus(piece.tally()));
+            if !show(stretch.records.end, tally, &mut || Ok(std::mem::take(&mut pieces)))? {
+                return Ok(());
             }
         }
-        match found {
-            Some(Found { group, .. }) if group.next_record <= place => whole_groups += group.tally,
-            Some(Found { at, group, .. }) if group.first_record < place => count(in_group(&file, at, &group)?),
-            Some(_) => {}
-            None => break,
+        let Some(Found { at, group, .. }) = found else { return Ok(()) };
+        if !show(group.next_record, group.tally, &mut || in_group(file, at, &group))? {
+            return Ok(());
         }
     }
-    Ok(info.tally.less(below).less(whole_groups))
+}
+
+/// What `info` holds from each of `places` on, which lie inside it: as much as a reader from there on returns and
+/// reports. One walk over the group headers; only groups in which there is a place are read.
+pub(super) fn tallies_from(
+    shared: &Shared,
+    info: &SegmentInfo,
+    places: &BTreeSet<u64>,
+) -> Result<Vec<(u64, Tally)>, Error> {
+    let file = SegmentFile::open(shared, info, Reading::Lossy)?;
+    let mut found = Vec::with_capacity(places.len());
+    let mut before = Tally::default();
+    let mut places = places.iter().copied().peekable();
+    each_part(&file, info, |end, tally, read| {
+        if places.peek().is_some_and(|place| *place < end) {
+            let pieces = read()?;
+            while let Some(place) = places.next_if(|place| *place < end) {
+                let below = pieces.iter().fold(before, |sum, piece| sum.plus(piece.tally_below(place)));
+                found.push((place, info.tally.less(below)));
+            }
+        }
+        before += tally;
+        Ok(places.peek().is_some())
+    })?;
+    found.extend(places.map(|place| (place, info.tally.less(before))));
+    Ok(found)
+}
+
+/// The records of a segment with what each weighs. What is lost is spread over the numbers that it can have had.
+pub(super) fn weigh(shared: &Shared, info: &SegmentInfo) -> Result<Vec<(u64, Tally)>, Error> {
+    let file = SegmentFile::open(shared, info, Reading::Lossy)?;
+    let mut weights = Vec::new();
+    each_part(&file, info, |_, _, read| {
+        for piece in read()? {
+            match piece {
+                Piece::Record(record) => weights.push((record.number, record.tally())),
+                Piece::Purged(number, tally) => weights.push((number, tally)),
+                Piece::Lost(damage) => {
+                    let each = damage.records.clone().map(|number| (number, damage.tally_in(&(number..number + 1))));
+                    weights.extend(each);
+                }
+            }
+        }
+        Ok(true)
+    })?;
+    Ok(weights)
 }

@@ -22,7 +22,7 @@ use crate::frame::{self, Record};
 use crate::group::{self, Group};
 use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, EPOCH_MAX, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
-use crate::{Error, Now};
+use crate::{Error, Now, Stream};
 
 /// How much is kept of a torn group of unknown length where old bytes lie behind it.
 const TORN_RECYCLED: u64 = 1 << 20;
@@ -99,11 +99,16 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
         finish_unused(&mut state, &infos, &doubtful, next_record);
     }
     recovery.rewritten = doubtful.records.len() as u64;
+    // The wall clock makes it unknown beforehand to whoever sends payloads, so that none can hold bytes with valid
+    // checksums of this journal.
+    let epoch = highest_epoch.saturating_add(1).max(wall_ns.min(EPOCH_MAX / 2));
+    // The side journal is told whose it is.
+    if state.spool_id == 0 && options.stream == Stream::Main {
+        state.spool_id = epoch;
+    }
     let start = Start {
         segment: highest_id + 1,
-        // The wall clock makes it unknown beforehand to whoever sends payloads, so that none can hold bytes with valid
-        // checksums of this journal.
-        epoch: highest_epoch.saturating_add(1).max(wall_ns.min(EPOCH_MAX / 2)),
+        epoch,
         sequence,
         next_record,
         now: Now { wall_ns, clock_ms: state.clock_ms },
@@ -140,7 +145,7 @@ pub(super) fn inspect(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Resu
 
 /// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and
 /// it can't be seen that it did.
-fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
+pub(super) fn make_dir(disk: &dyn Disk, dir: &Path) -> Result<(), Error> {
     disk.create_dir(dir).map_err(|source| Error::io("create", dir, source))?;
     for (distance, parent) in dir.ancestors().skip(1).enumerate() {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };

@@ -212,7 +212,7 @@ impl Writer {
     pub(super) fn retire(&mut self, path: &Path, info: &SegmentInfo) -> std::io::Result<()> {
         // What somebody reads, or keeps under another name, is not overwritten.
         let is_read = self.shared.leases().contains_key(&info.id);
-        let in_use = is_read || self.shared.inner.disk.links(path).is_ok_and(|links| links > 1);
+        let in_use = is_read || !self.shared.inner.disk.links(path).is_ok_and(|links| links == 1);
         self.spares.retire(path, info.file_bytes, in_use)
     }
 

@@ -8,11 +8,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use spool::disk::sim::{Loss, SimDisk};
-use spool::{Account, Control, Durability, Error, Keep, Opened, Options, State, Writer};
+use spool::{
+    Account, Control, DiscardReason, Durability, Error, Journal, Keep, Kept, Label, Letters, LettersEnd, Opened,
+    Options, Ranges, Reason, State, Tally, Writer,
+};
 
 use super::{TINY, TINY_KEEPING, draft, drain, now, payload};
 
 pub const DIR: &str = "/state/journal";
+pub const LABELLED: &str = "/state/side/labelled";
 
 /// What was promised.
 #[derive(Debug, Clone, Default)]
@@ -73,7 +77,29 @@ impl Driver {
         let options = Options { durability, ..self.options };
         let opened = super::try_open(Arc::new(self.disk.clone()), Path::new(DIR), options)?;
         self.check(&opened);
+        self.check_labels(&opened.state)?;
         self.writer = Some(opened.writer);
+        Ok(())
+    }
+
+    /// What became dead letters by whole segments can be read where it is kept; what nobody names goes.
+    fn check_labels(&self, state: &State) -> Result<(), Error> {
+        let kept = Kept::open(Arc::new(self.disk.clone()), Path::new(LABELLED))?;
+        let named = |id: u64| state.labels.iter().any(|label| label.segment == id);
+        let orphans: Vec<u64> = kept.list()?.into_iter().map(|(id, _)| id).filter(|id| !named(*id)).collect();
+        kept.remove(&orphans)?;
+        let inside = Journal::inspect(Arc::new(self.disk.clone()), Path::new(LABELLED), self.options)?;
+        for label in &state.labels {
+            let (records, _) = drain(&mut inside.shared.reader(1));
+            let letters: Vec<_> = records.iter().filter(|record| label.records.contains(record.number)).collect();
+            for record in &letters {
+                let name = self.model.acked.get(&record.number);
+                let is_right = name.is_some_and(|name| is_named(&record.payload, *name));
+                assert!(is_right || self.has_lost, "dead letter {}", record.number);
+            }
+            let sum = letters.iter().fold(Tally::default(), |sum, record| sum.plus(record.tally()));
+            assert_eq!(sum, label.tally, "{label:?}");
+        }
         Ok(())
     }
 
@@ -114,10 +140,10 @@ impl Driver {
             for account in accounts.values_mut() {
                 unused.iter().for_each(|number| account.finish(*number..number + 1));
             }
-            accounts
+            (accounts, state.labels.clone(), state.side_settled.clone())
         };
         let possible: Vec<_> = self.model.possible.iter().map(&said).collect();
-        assert!(may_lose || possible.contains(&said(&opened.state)), "{:?} not in {possible:?}", opened.state.accounts);
+        assert!(may_lose || possible.contains(&said(&opened.state)), "{:?} not in {possible:?}", opened.state);
         assert!(may_lose || opened.state.clock_ms >= self.model.state.clock_ms, "the clock never goes back");
         self.model.state = opened.state.clone();
         self.model.clock_ms = self.model.clock_ms.max(opened.state.clock_ms);
@@ -147,7 +173,13 @@ impl Driver {
         self.writer().stage_control(&control, now);
         self.model.staged_any = true;
         self.model.staged_state.apply(&control);
-        self.model.possible.push(self.model.staged_state.clone());
+        // Of a group that was never acknowledged, any frames may be found.
+        for mut state in self.model.possible.clone() {
+            state.apply(&control);
+            if !self.model.possible.contains(&state) {
+                self.model.possible.push(state);
+            }
+        }
     }
 
     /// A checkpoint in which every backend has come to `place`.
@@ -159,6 +191,73 @@ impl Driver {
         self.model.possible.push(after.clone());
         self.model.staged_any = true;
         self.model.staged_state = after;
+    }
+
+    /// Gives up what a backend waits for in these records.
+    pub fn discard(&mut self, name: &str, records: std::ops::Range<u64>) {
+        let Some(account) = self.model.staged_state.accounts.get(name) else { return };
+        let next = self.writer.as_ref().map_or(0, |writer| writer.shared().next_record());
+        // Of records that are there: a limit gives up nothing that is still to come.
+        let records = account.unfinished_in(records.start..records.end.min(next));
+        if !records.is_empty() {
+            let tally = Tally { records: records.count(), units: records.count(), ..Tally::default() };
+            self.control(Control::Discarded { backend: name.into(), records, reason: DiscardReason::QueueCap, tally });
+        }
+    }
+
+    /// Makes the oldest sealed segments dead letters of a backend. Where they can't be kept, nothing changes.
+    pub fn relabel(&mut self, name: &str, count: usize) {
+        let shared = self.writer().shared().clone();
+        let place = self.model.staged_state.accounts.get(name).map_or(u64::MAX, |account| account.place);
+        let segments: Vec<_> = shared
+            .segments()
+            .into_iter()
+            .filter(|segment| segment.sealed && segment.next_record > place && segment.tally.records > 0)
+            .take(count)
+            .collect();
+        let kept = Kept::open(Arc::new(self.disk.clone()), Path::new(LABELLED));
+        if kept.and_then(|kept| shared.keep_copies(&segments, &kept)).is_err() {
+            return;
+        }
+        for segment in segments {
+            let records =
+                self.model.staged_state.accounts[name].unfinished_in(segment.first_record..segment.next_record);
+            let weights = shared.weigh(&segment).expect("it can be read");
+            let inside = weights.iter().filter(|(number, _)| records.contains(*number));
+            let tally = inside.fold(Tally::default(), |sum, (_, tally)| sum.plus(*tally));
+            if !records.is_empty() {
+                self.control(Control::Relabelled(Box::new(label(name, segment.id, records, tally))));
+            }
+        }
+    }
+
+    /// Lets go of the oldest segment that is kept whole, and of the file when the fact is durable.
+    pub fn settle_label(&mut self) -> Result<(), Error> {
+        let Some(label) = self.model.staged_state.labels.first().cloned() else { return Ok(()) };
+        self.control(Control::SideSettled {
+            backend: label.backend,
+            letters: Letters::Segment(label.segment),
+            end: LettersEnd::Discarded(DiscardReason::DeadLetterCap),
+            tally: label.tally,
+        });
+        self.commit()?;
+        // Also where commits are not synced, the fact is on disk before the file goes.
+        self.writer().sync()?;
+        let gone = !self.model.state.labels.iter().any(|other| other.segment == label.segment);
+        // What can't be removed is removed by the next start.
+        let kept = Kept::open(Arc::new(self.disk.clone()), Path::new(LABELLED));
+        if let Ok(kept) = kept
+            && gone
+        {
+            let _ = kept.remove(&[label.segment]);
+        }
+        Ok(())
+    }
+
+    /// Reclaims what no backend needs, as the facts say that are durable.
+    pub fn reclaim_past(&mut self) -> Result<(), Error> {
+        let lowest = self.model.state.lowest_needed().unwrap_or(0);
+        self.reclaim(lowest)
     }
 
     pub fn commit(&mut self) -> Result<(), Error> {
@@ -249,6 +348,23 @@ impl Driver {
     }
 }
 
+fn label(backend: &str, segment: u64, records: Ranges, tally: Tally) -> Label {
+    Label {
+        segment,
+        backend: backend.into(),
+        reason: Reason::Expired,
+        records,
+        tally,
+        status: "503".into(),
+        message: "away".into(),
+        attempts: 1,
+        first_attempt_ns: 2,
+        last_attempt_ns: 3,
+        clock_ms: 4,
+        received_ns: 5,
+    }
+}
+
 fn is_named(bytes: &[u8], name: u64) -> bool {
     bytes.starts_with(format!("record {name} ").as_bytes())
 }
@@ -310,6 +426,33 @@ pub fn starts(driver: &mut Driver) -> Result<(), Error> {
     driver.append(10)
 }
 
+/// A backlog of two backends of which one segment after the other is given up, or kept as dead letters, and dead
+/// letters that are given up in turn.
+pub fn limits(driver: &mut Driver) -> Result<(), Error> {
+    driver.open()?;
+    driver.control(added("a"));
+    driver.control(added("b"));
+    for length in [14_000, 14_000, 14_000, 100] {
+        driver.append(length)?;
+    }
+    driver.relabel("a", 2);
+    driver.discard("b", 1..2);
+    driver.commit()?;
+    driver.reclaim_past()?;
+    driver.relabel("b", 1);
+    driver.append(100)?;
+    driver.reclaim_past()?;
+    driver.settle_label()?;
+    driver.discard("a", 1..20);
+    driver.append(100)
+}
+
+/// The same where files can't have two names.
+pub fn limits_without_links(driver: &mut Driver) -> Result<(), Error> {
+    driver.disk.forbid_links();
+    limits(driver)
+}
+
 /// Segments made of the files of others, full of valid frames, over starts.
 pub fn recycling(driver: &mut Driver) -> Result<(), Error> {
     driver.options = TINY_KEEPING;
@@ -334,5 +477,5 @@ pub fn recycling(driver: &mut Driver) -> Result<(), Error> {
     driver.close()
 }
 
-pub const WORKLOADS: [(&str, Workload); 4] =
-    [("appends", appends), ("facts", facts), ("starts", starts), ("recycling", recycling)];
+pub const WORKLOADS: [(&str, Workload); 5] =
+    [("appends", appends), ("facts", facts), ("starts", starts), ("recycling", recycling), ("limits", limits)];
