@@ -352,11 +352,8 @@ impl Accounts {
     pub fn lose(&self, name: &str, damage: &spool::Damage) -> Tally {
         let mut lost = Tally::default();
         self.books(name, |account, entry| {
-            let open = account.unfinished_in(damage.records.clone());
-            lost = open.iter().fold(Tally::default(), |sum, part| sum.plus(damage.tally_in(&part)));
+            lost = account.lose(damage);
             entry.finished += lost;
-            account.damaged += lost.units;
-            account.finish(damage.records.clone());
         });
         lost
     }

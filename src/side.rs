@@ -120,6 +120,12 @@ impl Side {
         self.writer().as_ref().is_none_or(|writer| writer.kept_back_missing() == 0) || Instant::now() < prepare_at
     }
 
+    /// Bytes by which its files may still grow for what is to be kept back.
+    #[must_use]
+    pub fn kept_back_missing(&self) -> u64 {
+        self.writer().as_ref().map_or(0, Writer::kept_back_missing)
+    }
+
     /// One step towards what is kept back for a full disk. Blocks for a sync.
     pub fn prepare(&self) {
         if let Some(Err(error)) = self.writer().as_mut().map(Writer::prepare) {

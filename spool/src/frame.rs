@@ -17,7 +17,7 @@ const MAX_LEN: usize = 1 << 48;
 /// The header checksum covers bytes `CHECKED_FROM..MARK_AT` and the envelope: all but itself and the purge mark,
 /// which is written later, in place.
 const CHECKED_FROM: usize = 4;
-const MARK_AT: usize = 56;
+pub(crate) const MARK_AT: usize = 56;
 const MARK_PURGED: u32 = u32::from_le_bytes(*b"PURG");
 
 /// A record as a reader gets it.
@@ -164,6 +164,21 @@ impl Head {
             crc_payload: get_u32(bytes, 4),
             purged,
         })
+    }
+
+    /// Where the payload of the frame at `offset` lies in the segment.
+    pub(crate) fn payload_at(&self, offset: u64) -> std::ops::Range<u64> {
+        let start = offset + (HEAD + self.envelope_len) as u64;
+        start..start + self.payload_len as u64
+    }
+
+    /// The mark with which the frame at `offset` is purged, for the bytes from `MARK_AT` on.
+    pub(crate) fn purge_mark(stamp: Stamp, offset: u64) -> [u8; 8] {
+        let mut mark = [0; 8];
+        put_u32(&mut mark, 0, MARK_PURGED);
+        let crc = stamp.crc(offset, &[&mark[..4]]);
+        put_u32(&mut mark, 4, crc);
+        mark
     }
 
     /// Whether it is a record's, perhaps of a kind that this version does not know.

@@ -42,6 +42,7 @@
 //! # }
 //! ```
 
+mod damage;
 pub mod disk;
 mod envelope;
 mod error;
@@ -55,13 +56,15 @@ mod state;
 mod tally;
 mod tlv;
 
+pub use damage::Damage;
 pub use envelope::{Aside, Call, Door, Envelope, Kind, Reason, SourceRange};
 pub use error::Error;
 pub use experiments::PromisedExperiment;
 pub use frame::Record;
 pub use journal::{
-    Committed, Damage, Draft, Durability, Inspected, Journal, Keep, Kept, KeptBack, Opened, Options, Reader, Reclaimed,
-    Recovery, SegmentInfo, Shared, Step, Torn, Writer,
+    Committed, Draft, Durability, Erased, Inspected, Journal, Keep, Kept, KeptBack, Opened, Options, Reader, Reclaimed,
+    Recovery, Repaired, RepairedSegment, SegmentInfo, Shared, Step, Torn, Verified, VerifiedSegment, Watch, Writer,
+    repair, verify,
 };
 pub use ranges::Ranges;
 pub use segment::Stream;

@@ -42,6 +42,13 @@ impl Ranges {
         self.0.get(at).is_some_and(|range| range.start <= number)
     }
 
+    /// Whether any number of a range is in it.
+    #[must_use]
+    pub fn touches(&self, range: &Range<u64>) -> bool {
+        let at = self.0.partition_point(|other| other.end <= range.start);
+        self.0.get(at).is_some_and(|other| other.start < range.end && !range.is_empty())
+    }
+
     /// The parts of `range` that are not in it, ascending.
     pub fn missing_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let first = self.0.partition_point(|other| other.end <= range.start);
@@ -132,6 +139,9 @@ mod tests {
                 prop_assert_eq!(ranges.count(), set.len() as u64);
                 for number in 0..70 {
                     prop_assert_eq!(ranges.contains(number), set.contains(&number));
+                }
+                for range in [0..start, start..start + 3, 7..7, 20..60] {
+                    prop_assert_eq!(ranges.touches(&range), range.clone().any(|number| set.contains(&number)));
                 }
                 for from in [0, start, start + 3] {
                     let missing = ranges.missing_in(from..50).flatten();

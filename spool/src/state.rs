@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::Ranges;
+use crate::damage::{Damage, Share};
 use crate::envelope::Reason;
 use crate::experiments::PromisedExperiment;
 use crate::tally::Tally;
@@ -33,6 +34,10 @@ pub struct State {
     pub side_settled: Ranges,
     /// Whole segments that became dead letters, oldest first.
     pub labels: Vec<Label>,
+    /// Records that damage took and that a repair wrote off, by the segment in which, or before which, they were.
+    pub written_off: BTreeMap<u64, Ranges>,
+    /// Records that an operator purged and that are not erased yet.
+    pub purges: Ranges,
 }
 
 /// A segment of the main journal that was not delivered in time, kept as dead letters of a backend as it is.
@@ -272,6 +277,18 @@ impl Account {
         records.iter().for_each(|range| self.finish(range));
     }
 
+    /// Notes that damage took records. Those that are finished are not counted again, nor those that are not owed.
+    /// Returns how much of what was waited for is lost.
+    pub fn lose(&mut self, damage: &Damage) -> Tally {
+        let owed_to = if self.is_removed() { self.end } else { u64::MAX };
+        let open = damage.records.start.max(self.place)..damage.records.end.min(owed_to);
+        let lost = self.finished.missing_in(open.start..open.end.max(open.start));
+        let lost = lost.fold(Tally::default(), |sum, part| sum.plus(damage.tally_in(&part)));
+        self.damaged += lost.units;
+        self.finish(damage.records.start..damage.records.end.min(owed_to));
+        lost
+    }
+
     /// Behind the highest record that this account knows of.
     #[must_use]
     pub fn seen(&self) -> u64 {
@@ -339,6 +356,20 @@ pub enum Control {
     },
     /// A whole segment became dead letters of a backend.
     Relabelled(Box<Label>),
+    /// An operator purged these records: they are erased when no backend waits for them.
+    Purged {
+        /// The records.
+        records: Ranges,
+    },
+    /// A repair found that these can't be read, in a segment or before it. Who still waited for them has lost them.
+    WrittenOff {
+        /// The segment.
+        segment: u64,
+        /// The records.
+        records: Range<u64>,
+        /// How much they were.
+        tally: Tally,
+    },
 }
 
 /// Some dead letters of one backend.
@@ -366,6 +397,8 @@ const CONTROL_RESUMED: u16 = CRITICAL | 3;
 const CONTROL_EXPERIMENT_PROMISED: u16 = CRITICAL | 8;
 const CONTROL_DISCARDED: u16 = CRITICAL | 5;
 const CONTROL_SIDE_SETTLED: u16 = CRITICAL | 12;
+const CONTROL_PURGED: u16 = CRITICAL | 4;
+const CONTROL_WRITTEN_OFF: u16 = CRITICAL | 13;
 const CONTROL_BACKEND_REMOVED: u16 = CRITICAL | 14;
 const CONTROL_RELABELLED: u16 = CRITICAL | 15;
 
@@ -420,6 +453,16 @@ impl Control {
                 to.bytes(CONTROL_SIDE_SETTLED, &inner.finish())
             }
             Self::Relabelled(label) => to.bytes(CONTROL_RELABELLED, &label.encode()),
+            Self::Purged { records } => {
+                let mut nested = Encoder::default();
+                nested.u64s(PURGED_RECORDS, &pairs(records));
+                to.bytes(CONTROL_PURGED, &nested.finish())
+            }
+            Self::WrittenOff { segment, records, tally } => {
+                let Tally { records: count, traces, spans, units, bytes } = *tally;
+                let numbers = [*segment, records.start, records.end, count, traces, spans, units, bytes];
+                to.u64s(CONTROL_WRITTEN_OFF, &numbers)
+            }
         };
         to.finish()
     }
@@ -443,6 +486,22 @@ impl Control {
                 CONTROL_DISCARDED => read_discarded(value)?,
                 CONTROL_SIDE_SETTLED => read_side_settled(value)?,
                 CONTROL_RELABELLED => Self::Relabelled(Box::new(Label::decode(value)?)),
+                CONTROL_PURGED => {
+                    let mut records = Ranges::default();
+                    for item in tlv::items(value) {
+                        match item? {
+                            (PURGED_RECORDS, value) => records = read_pairs(value)?,
+                            (unknown, _) if unknown & CRITICAL != 0 => return Err(Malformed),
+                            _ => {}
+                        }
+                    }
+                    Self::Purged { records }
+                }
+                CONTROL_WRITTEN_OFF => {
+                    let [segment, start, end, records, traces, spans, units, bytes] = tlv::as_u64s(value)?;
+                    let tally = Tally { records, traces, spans, units, bytes };
+                    Self::WrittenOff { segment, records: start..end, tally }
+                }
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => continue,
             });
@@ -563,6 +622,8 @@ impl Label {
     }
 }
 
+const PURGED_RECORDS: u16 = 1;
+
 /// Ranges as numbers in a row: first and behind of each.
 fn pairs(ranges: &Ranges) -> Vec<u64> {
     ranges.iter().flat_map(|range| [range.start, range.end]).collect()
@@ -589,6 +650,8 @@ const EXPERIMENT: u16 = 5;
 const LABEL: u16 = 8;
 const SIDE_SETTLED: u16 = 9;
 const SPOOL_ID: u16 = 10;
+const PURGES: u16 = 7;
+const WRITTEN_OFF: u16 = 12;
 
 const ACCOUNT_NAME: u16 = 1;
 const ACCOUNT_PLACES: u16 = 2;
@@ -650,6 +713,16 @@ impl State {
                     self.facts += 1;
                 }
             }
+            Control::Purged { records } => records.iter().for_each(|range| self.purges.insert(range)),
+            Control::WrittenOff { segment, records, tally } => {
+                let share = Share { total: *tally, over: records.end.saturating_sub(records.start), before: 0 };
+                let (segment, records) = (*segment, records.clone());
+                let damage = Damage { segment, records, offset: 0, received: None, share };
+                self.accounts.values_mut().for_each(|account| {
+                    account.lose(&damage);
+                });
+                self.written_off.entry(segment).or_default().insert(damage.records);
+            }
         }
     }
 
@@ -683,6 +756,33 @@ impl State {
         self.side_settled.first().filter(|first| first.start <= 1).map_or(1, |first| first.end)
     }
 
+    /// Of what was purged, what no backend waits for: it may be erased.
+    #[must_use]
+    pub fn erasable(&self) -> Ranges {
+        let mut erasable = self.purges.clone();
+        for account in self.accounts.values() {
+            let behind = if account.is_removed() { account.end } else { u64::MAX };
+            let open = account.finished.missing_in(account.place..behind.max(account.place));
+            open.for_each(|range| erasable.remove(range));
+        }
+        if let Some(first) = self.owed_to_nobody() {
+            erasable.remove(first..u64::MAX);
+        }
+        erasable
+    }
+
+    /// Notes that records are erased.
+    pub fn erased(&mut self, records: &Ranges) {
+        records.iter().for_each(|range| self.purges.remove(range));
+    }
+
+    /// Whether all the records that damage took were written off.
+    pub(crate) fn is_written_off(&self, damage: &Damage) -> bool {
+        let known = self.written_off.get(&damage.segment);
+        !damage.records.is_empty()
+            && known.is_some_and(|known| known.missing_in(damage.records.clone()).next().is_none())
+    }
+
     /// Finishes, in all accounts, numbers that no record has and none will get.
     pub(crate) fn finish_unused(&mut self, numbers: Range<u64>) {
         self.accounts.values_mut().for_each(|account| account.finish(numbers.clone()));
@@ -708,6 +808,12 @@ impl State {
             to.bytes(LABEL, &label.encode());
         }
         to.u64s(SIDE_SETTLED, &pairs(&self.side_settled)).u64s(SPOOL_ID, &[self.spool_id, self.facts]);
+        if !self.purges.is_empty() {
+            to.u64s(PURGES, &pairs(&self.purges));
+        }
+        for (segment, records) in &self.written_off {
+            to.u64s(WRITTEN_OFF, &[&[*segment], &pairs(records)[..]].concat());
+        }
         to.finish()
     }
 
@@ -729,6 +835,11 @@ impl State {
                 LABEL => state.labels.push(Label::decode(value)?),
                 SIDE_SETTLED => state.side_settled = read_pairs(value)?,
                 SPOOL_ID => [state.spool_id, state.facts] = tlv::as_u64s(value)?,
+                PURGES => state.purges = read_pairs(value)?,
+                WRITTEN_OFF => {
+                    let [segment] = tlv::as_u64s(value)?;
+                    state.written_off.insert(segment, read_pairs(value.get(8..).unwrap_or_default())?);
+                }
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
                 _ => {}
             }
@@ -837,6 +948,8 @@ mod tests {
             facts: 78,
             side_settled: [1..4, 6..7].into_iter().collect(),
             labels: vec![label()],
+            written_off: [(3, [5..7, 9..10].into_iter().collect())].into(),
+            purges: [2..4, 8..9].into_iter().collect(),
         };
         assert_eq!(State::decode(&state.encode()), Ok(state));
     }
@@ -941,6 +1054,8 @@ mod tests {
             Control::BackendAdded { name: "a".into(), start: 99 },
             Control::Resumed { name: "a".into() },
             Control::Paused { name: "a".into() },
+            Control::WrittenOff { segment: 1, records: 2..9, tally: Tally { units: 14, ..Tally::one(9, 3, 7) } },
+            Control::WrittenOff { segment: 1, records: 2..9, tally: Tally { units: 14, ..Tally::one(9, 3, 7) } },
         ];
         let mut state = State::default();
         for control in &controls {
@@ -948,7 +1063,8 @@ mod tests {
             assert_eq!(read, std::slice::from_ref(control));
             state.apply(&read[0]);
         }
-        assert_eq!(state.accounts["a"].place, 4, "a backend that exists keeps its place");
+        assert_eq!(state.accounts["a"].place, 9, "a backend that exists keeps its place; what is lost is passed");
+        assert_eq!(state.accounts["a"].damaged, 10, "of seven records, five were waited for; they are lost once");
         assert!(state.accounts["a"].paused);
     }
 

@@ -131,7 +131,9 @@ fn fill(disk: &SimDisk, options: Options, groups: &[Option<Vec<usize>>], close: 
             name += 1;
             opened.writer.stage(draft(name, *length));
         }
-        opened.writer.stage_control(&Control::Paused { name: "a".into() }, now(name));
+        if name.is_multiple_of(2) {
+            opened.writer.stage_control(&Control::Paused { name: "a".into() }, now(name));
+        }
         opened.writer.commit(now(name), &mut || state.clone()).expect("a healthy disk takes records");
     }
     let all = drain(&mut opened.shared.reader(1)).0;

@@ -126,7 +126,7 @@ pub(super) fn not_permitted(path: &Path) -> Failure {
 }
 
 /// The name that belongs to a number, where the local files know it.
-fn name_of(file: &str, id: u32) -> String {
+pub(super) fn name_of(file: &str, id: u32) -> String {
     let names = std::fs::read_to_string(file).unwrap_or_default();
     let id = id.to_string();
     names

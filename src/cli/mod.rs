@@ -10,6 +10,7 @@ mod run;
 mod send;
 mod status;
 mod test_trace;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -46,6 +47,8 @@ enum Command {
     Status(status::Status),
     /// Hands traces from files to the running daemon
     Send(send::Send),
+    /// Reads the whole spool and says what is damaged
+    Verify(verify::Verify),
 }
 
 /// Reads the arguments. Help and version are printed here and end in an empty failure with code 0.
@@ -68,6 +71,7 @@ impl Cli {
             Command::Check(command) => command.run(&overrides, environment),
             Command::Status(command) => command.run(&overrides, environment),
             Command::Send(command) => command.run(&overrides, environment),
+            Command::Verify(command) => command.run(&overrides, environment),
         }
     }
 }

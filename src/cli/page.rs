@@ -169,7 +169,7 @@ fn waiting(records: u64, traces: u64, spans: u64, oldest: Option<Timestamp>, now
     format!("{}, {}, {}{age}", counted(records, "record"), counted(traces, "trace"), counted(spans, "span"))
 }
 
-fn counted(count: u64, thing: &str) -> String {
+pub(super) fn counted(count: u64, thing: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{} {thing}{plural}", grouped(count))
 }
@@ -187,7 +187,7 @@ fn grouped(count: u64) -> String {
     out
 }
 
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     bytesize::ByteSize::b(bytes).display().iec().to_string()
 }
 

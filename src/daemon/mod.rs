@@ -25,7 +25,7 @@ use crate::clock::{Clock, wall_ns};
 use crate::config::{Config, Loaded, Target};
 use crate::deliver::{Lane, LaneParts};
 use crate::intake::{Commands, Committer, CommitterParts, Intake, Limits};
-use crate::ledger::{Follower, Ledger};
+use crate::ledger::{self, Follower, Ledger};
 use crate::receive::{self, Budget, Doors, Received, Reception};
 use crate::side::Side;
 use notify::Notify;
@@ -150,7 +150,7 @@ impl Built {
             accounts: Arc::clone(&accounts),
             clock,
             limits: limits(config),
-            other_bytes: other_bytes(&side, &ledger_bytes),
+            other_bytes: reserved_bytes(&side, &ledger_bytes),
             disk: Arc::new(OsDisk),
             dir: state_dir.journal(),
             side: Arc::clone(&side),
@@ -386,6 +386,15 @@ fn limits(config: &Config) -> Limits {
         dead_letters_max_bytes: config.dead_letters.max_bytes,
         dead_letters_max_age: config.dead_letters.max_age,
     }
+}
+
+/// What lies beside the journal, with what will: the cap holds also when the side journal has kept back what it is to,
+/// and when the ledger was opened again.
+fn reserved_bytes(side: &Arc<Side>, ledger: &Arc<AtomicU64>) -> Box<dyn Fn() -> u64 + Send + Sync> {
+    let (side, ledger) = (Arc::clone(side), Arc::clone(ledger));
+    Box::new(move || {
+        side.file_bytes() + side.kept_back_missing() + ledger.load(Ordering::Relaxed).max(ledger::MIN_BYTES)
+    })
 }
 
 fn other_bytes(side: &Arc<Side>, ledger: &Arc<AtomicU64>) -> Box<dyn Fn() -> u64 + Send + Sync> {

@@ -4,9 +4,14 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The one line in `<state>/FORMAT`.
 const FORMAT: &str = "tracespool 1\n";
+
+/// How often, and with what pauses, a lock that is held is tried again.
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// A state directory that belongs to this process as long as the value lives.
 #[derive(Debug)]
@@ -93,6 +98,40 @@ impl StateDir {
     }
 }
 
+/// The process id of the daemon that holds the directory, as far as it can be read; `None` when none does. Changes nothing.
+///
+/// # Errors
+/// The file system's.
+pub fn holder(dir: &Path) -> Result<Option<String>, StateDirError> {
+    let path = dir.join("LOCK");
+    let failed = |operation| {
+        let path = path.clone();
+        move |source| StateDirError::Io { operation, path, source }
+    };
+    let mut file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed("open"))?,
+    };
+    // Held for a moment only; a daemon that starts just then tries again.
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            file.read_to_string(&mut text).map_err(failed("read"))?;
+            Ok(Some(text.trim().to_owned()))
+        }
+        Err(TryLockError::Error(source)) => Err(failed("lock")(source)),
+    }
+}
+
+/// Checks the format of a directory that is only looked at.
+///
+/// # Errors
+/// When it is of another format.
+pub fn check(dir: &Path) -> Result<(), StateDirError> {
+    check_format(&dir.join("FORMAT")).map(|_| ())
+}
+
 /// Whether the directory has the format of this version already.
 fn check_format(path: &Path) -> Result<bool, StateDirError> {
     match fs::read_to_string(path) {
@@ -133,7 +172,16 @@ fn lock(dir: &Path) -> Result<File, StateDirError> {
     let mut options = fs::OpenOptions::new();
     let mut file =
         options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed("open"))?;
-    match file.try_lock() {
+    // Somebody may be looking whether it is held: that takes a moment, a daemon takes longer.
+    let mut locked = file.try_lock();
+    for _ in 0..LOCK_TRIES {
+        if !matches!(locked, Err(TryLockError::WouldBlock)) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        locked = file.try_lock();
+    }
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();

@@ -63,6 +63,8 @@ pub struct Limits {
     pub dead_letters_max_age: Duration,
 }
 
+/// Nothing is kept for replay.
+const NOTHING: Keep = Keep { since_clock_ms: u64::MAX, bytes: 0 };
 /// How often making room for what is to be kept back is tried again after it failed.
 const PREPARE_AGAIN: Duration = Duration::from_secs(10);
 
@@ -76,7 +78,7 @@ pub struct CommitterParts {
     pub clock: Clock,
     /// How much may lie on disk.
     pub limits: Limits,
-    /// Bytes on disk beside the journal, which count against the cap too.
+    /// Bytes on disk beside the journal, and what is still to be kept back there, which count against the cap too.
     pub other_bytes: Box<dyn Fn() -> u64 + Send + Sync>,
     /// For the question how much room there is,
     pub disk: Arc<dyn Disk>,
@@ -197,7 +199,8 @@ impl Committer {
         Ok(self.parts.writer)
     }
 
-    /// In idle time, a little of what is kept back for a full disk, as long as the limits allow it.
+    /// A little of what is kept back for a full disk, as long as the limits allow it: in idle time, and once a second
+    /// under load.
     fn prepare(&mut self) {
         let missing = self.parts.writer.kept_back_missing();
         if missing == 0 || Instant::now() < self.prepare_at {
@@ -228,7 +231,14 @@ impl Committer {
                     let _ = answer.send(Ok(Receipt { record: Some(record) }));
                 }
             }
-            None => answer_all(answers, &Err(Refusal::DiskFull)),
+            None => {
+                // What is kept for replay gives way, for the next ones.
+                self.reclaim(NOTHING);
+                answer_all(answers, &Err(Refusal::DiskFull));
+            }
+        }
+        if due {
+            self.prepare();
         }
         if due || self.checkpointed.reclaimed_at.elapsed() >= RECLAIM_EVERY {
             self.checkpointed.reclaimed_at = Instant::now();
@@ -301,6 +311,12 @@ impl Committer {
         Ok(may_go(self.checkpointed.lowest_needed))
     }
 
+    /// Whether the oldest segment may go once the books are durable as they are: the last checkpoint can be a second old.
+    fn books_free_the_oldest(&mut self) -> Result<bool, Error> {
+        let oldest = self.parts.writer.shared().segments().first().copied().filter(|oldest| oldest.sealed);
+        oldest.map_or(Ok(false), |oldest| self.checkpoint_frees(&oldest))
+    }
+
     fn keep_limits(&mut self) -> Result<(), Error> {
         if self.limited_at.elapsed() < LIMITS_EVERY {
             return Ok(());
@@ -371,27 +387,34 @@ impl Committer {
         {
             return Some(Short::Traces);
         }
+        // Nor may records take what starts and facts need on a full disk, also where the segment at hand has room.
+        let missing = self.parts.writer.kept_back_missing();
+        let needed = match growth {
+            0 => missing,
+            growth => (growth + missing).saturating_add(min_free_disk),
+        };
         // Where it is unknown, the allocation will tell.
-        let free = if growth == 0 { Ok(u64::MAX) } else { self.parts.disk.free_bytes(&self.parts.dir) };
-        free.is_ok_and(|free| free.saturating_sub(growth) < min_free_disk).then_some(Short::Disk)
+        let free = if needed == 0 { Ok(u64::MAX) } else { self.parts.disk.free_bytes(&self.parts.dir) };
+        free.is_ok_and(|free| free < needed).then_some(Short::Disk)
     }
 
     /// Makes room in the order that is promised, and says what there still is not enough of.
     fn make_room(&mut self, asked: Asked) -> Result<Option<Short>, Error> {
         // What is kept for replay gives way first, then what is kept aside because it is damaged.
-        self.reclaim(Keep { since_clock_ms: u64::MAX, bytes: 0 });
+        self.reclaim(NOTHING);
         loop {
             let gave_way = match self.short_of(asked) {
                 Some(Short::Bytes | Short::Disk) if self.drop_quarantined() => true,
                 Some(Short::Bytes) => self.give_way_in_bytes()?,
                 Some(Short::Traces) => self.give_way_in_traces(asked.traces)?,
-                // Something else fills the disk, and would fill what is freed, too.
-                other => return Ok(other),
+                // Something else fills the disk, and would fill what is freed, too: only what is delivered goes for it.
+                Some(Short::Disk) => self.books_free_the_oldest()?,
+                None => return Ok(None),
             };
             if !gave_way {
                 return Ok(self.short_of(asked));
             }
-            self.reclaim(Keep { since_clock_ms: u64::MAX, bytes: 0 });
+            self.reclaim(NOTHING);
         }
     }
 

@@ -18,6 +18,8 @@ const SCHEMA_KEY: &[u8] = b"schema";
 const SPOOL_KEY: &[u8] = b"spool";
 /// Raised whenever a row changes its shape; another schema is another ledger.
 const SCHEMA: u32 = 2;
+/// sled's file has this size at least, once it was opened again.
+pub const MIN_BYTES: u64 = 512 << 10;
 /// sled's default is 1 GB.
 const CACHE_BYTES: u64 = 4 << 20;
 
@@ -173,6 +175,15 @@ impl Opened {
             _ => self,
         }
     }
+}
+
+/// Puts the ledger at `path` out of the way, so that the next start builds it again from the journal. Returns where it is
+/// then.
+pub fn set_aside(path: &Path, wall_ns: u64) -> PathBuf {
+    let aside = path.with_extension(format!("damaged-{wall_ns}"));
+    // When even this fails, the next open says so, and the daemon goes on without a ledger.
+    let _ = std::fs::rename(path, &aside);
+    aside
 }
 
 /// Takes from the ledger what it knows better: it is further than the journal's last checkpoint when it has seen more

@@ -7,6 +7,8 @@
 //! - A tag fits 32 bits in at most five bytes, its field number is at least 1. A varint has at most ten bytes, the tenth
 //!   at most 1. A length has at most five bytes and fits what is around it.
 //! - A known field has its own wire type. Unknown fields of every wire type are skipped, groups if they are balanced.
+//!   (The Collector gets over no group, against the specification. OTLP has none and, being proto3, can't get any; a
+//!   request with one is a dead letter there.)
 //! - Every string is UTF-8.
 //! - An identifier has its full length or none. An identifier that is empty, or all zero, is *accepted*: OTLP calls such
 //!   a span invalid and leaves it to the receiver, the Collector decodes it and passes it on, and a daemon that promises

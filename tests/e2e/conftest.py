@@ -7,6 +7,7 @@ import pytest
 
 from peers import SEED, programs
 from peers.daemon import Daemon, remove_directory, short_directory
+from peers.door import REFUSED, Door
 from peers.mlflow_server import MlflowServer
 from peers.otlp_receiver import OtlpReceiver
 
@@ -122,6 +123,34 @@ def own_mlflow(request, directory):
     _show_on_failure(request, "log of the MLflow server", server.log)
     yield server
     server.down()
+
+
+@pytest.fixture(scope="module")
+def door(binary):
+    """For the tests of obligations/: see peers/door.py."""
+    directory = short_directory()
+    receiver = OtlpReceiver().up()
+    daemon = Daemon(binary, directory, [receiver.backend("otlp_http", compression="none")])
+    daemon.listen_also()
+    daemon.config["receive"]["max_request_bytes"] = "1MiB"
+    daemon.write_config()
+    try:
+        daemon.start()
+        yield Door(daemon, receiver)
+        # Whatever was sent, nothing was lost and nothing of a refused request was shipped (R10).
+        account = daemon.wait_drained()
+        assert account["delivered"]["spans"] == account["owed"] == len(receiver.spans)
+        assert not [s.name for s in receiver.spans if s.name == REFUSED]
+    finally:
+        daemon.stop_anyway()
+        receiver.down()
+        remove_directory(directory)
+
+
+@pytest.fixture(autouse=True)
+def _log_of_the_door(request):
+    if "door" in request.fixturenames:
+        _show_on_failure(request, "log of the daemon", request.getfixturevalue("door").daemon.log)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 from google.rpc import status_pb2
 
 from peers import wait_until
-from peers.daemon import assert_balanced
+from peers.daemon import assert_balanced, remove_directory
 from peers.otlp import GrpcClient, HttpClient, make_request
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -160,7 +160,8 @@ def test_the_oldest_give_way(make_daemon, receiver):
     assert state_bytes(daemon) <= SMALL_BYTES + 2 * MIB
     status = balanced(daemon)
     lost = status["discarded"]["queue_cap"]
-    assert status["owed"] == len(sent) and 0 < lost < len(sent) * 3 / 4, status
+    # At least a sixth is of use: two spare files of both journals, and a ledger, have their place in the small cap, too.
+    assert status["owed"] == len(sent) and 0 < lost < len(sent) * 5 / 6, status
     assert daemon.status()["received"]["refused"]["full"] == 0
     # Said once a burst, with counts, not once a request.
     lines = [line for line in daemon.log().splitlines() if "a limit gave up records" in line]
@@ -305,11 +306,20 @@ def refuse_bad(receiver):
 
 
 def send_bad(daemon, count, padding=16 * KIB):
+    """Sends records that the backend refuses, and returns when each is a dead letter, or was one."""
     client = HttpClient(daemon.port)
     for _ in range(count):
         assert client.send(make_request(1, name="bad", padding=padding)[0]).ok
-        # A record is convicted only where others are taken.
+
+    def condemned():
+        # A record is convicted only where another one was taken since it was refused.
         assert client.send(make_request(1)[0]).ok
+        status = daemon.backend()
+        gone = status["discarded"]["dead_letter_cap"] + status["discarded"]["dead_letter_age"]
+        return status["dead"]["spans"] + gone == count, status
+
+    wait_until(condemned, "all are condemned", interval=0.2)
+    daemon.wait_drained()
 
 
 def test_dead_letters_keep_their_own_cap(make_daemon, receiver):
@@ -350,7 +360,6 @@ def test_dead_letters_grow_old_in_service(make_daemon, receiver):
     refuse_bad(receiver)
     daemon = make_daemon([receiver.backend("otlp_http")], dead_letters={"max_age": "4s"}).start()
     send_bad(daemon, 3)
-    wait_until(lambda: (daemon.backend()["dead"]["records"] > 0, daemon.backend()), "they are set aside")
     wait_until(lambda: (daemon.backend()["discarded"]["dead_letter_age"] == 3, daemon.backend()), "they are discarded", timeout=60)
     status = balanced(daemon)
     assert status["dead"]["records"] == 0, status
@@ -430,3 +439,31 @@ def test_a_backlog_that_expires_is_discarded_where_nobody_wants_it(make_daemon, 
     daemon.start()
     again = balanced(daemon)
     assert again["discarded"]["retry_timeout"] >= status["discarded"]["retry_timeout"] and again["owed"] == sent, again
+
+
+# --- whose state it is ---
+
+
+def test_ledger_and_side_journal_of_another_spool_are_set_aside(make_daemon, receiver):
+    refuse_bad(receiver)
+    daemon = make_daemon([receiver.backend("otlp_http")]).start()
+    send_bad(daemon, 2, padding=100)
+    assert daemon.backend()["dead"]["records"] == 2
+    daemon.terminate()
+    # Somebody starts over, and forgets the rest.
+    remove_directory(os.path.join(daemon.state_dir, "journal"))
+    daemon.start()
+    status = balanced(daemon)
+    assert status["owed"] == 0 and status["dead"]["records"] == 0, "another spool's books were taken for this one's"
+    assert daemon.status()["spool"]["dead_letters"]["records"] == 0
+    names = os.listdir(daemon.state_dir)
+    assert any(n.startswith("side.foreign-") for n in names) and any(n.startswith("ledger.damaged-") for n in names), names
+    assert daemon.log().count("belongs to another spool") == 2, daemon.log()
+    request, ids = make_request(1)
+    assert HttpClient(daemon.port).send(request).ok
+    wait_until(lambda: receiver.has(ids), "it goes on as a new spool")
+    daemon.wait_drained()
+    daemon.kill9()
+    daemon.start()
+    assert daemon.log().count("belongs to another spool") == 2, "said once"
+    assert balanced(daemon)["delivered"]["spans"] == 1

@@ -1,12 +1,15 @@
 //! The journal: a directory of segments with one writer and any number of readers.
 
-mod damage;
+mod erase;
 mod keep;
+mod known;
 mod pieces;
 mod quarantine;
 mod reader;
 mod reclaim;
 mod recover;
+mod repair;
+mod salvage;
 mod scan;
 mod spare;
 mod writer;
@@ -23,14 +26,16 @@ use crate::disk::Disk;
 use crate::envelope::Envelope;
 use crate::segment::{Footer, Stamp};
 use crate::state::State;
-use crate::{Error, Stream, Tally};
-use damage::Known;
+use crate::{Damage, Error, Stream, Tally};
+use known::Known;
 
-pub use damage::Damage;
+pub use erase::Erased;
 pub use keep::Kept;
 pub use reader::{Reader, Step};
 pub use reclaim::{Keep, Reclaimed};
 pub use recover::{Recovery, Torn};
+pub use repair::{Repaired, RepairedSegment, repair};
+pub use salvage::{Verified, VerifiedSegment, Watch, verify};
 pub use spare::KeptBack;
 pub use writer::{Committed, Writer};
 

@@ -6,9 +6,9 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
-use super::damage::{Damage, Share};
 use super::scan::{Found, Frames, Reading, SegmentFile, Stretch};
 use super::{SegmentInfo, Shared};
+use crate::damage::{Damage, Share};
 use crate::frame::{self, Record};
 use crate::group::{Group, Span};
 use crate::{Error, Tally};
@@ -24,7 +24,7 @@ pub(super) enum Piece {
 }
 
 impl Piece {
-    fn first_number(&self) -> u64 {
+    pub(super) fn first_number(&self) -> u64 {
         match self {
             Self::Record(record) => record.number,
             Self::Purged(number, _) => *number,
@@ -45,7 +45,7 @@ impl Piece {
     }
 
     /// What of it lies before `place`.
-    fn tally_below(&self, place: u64) -> Tally {
+    pub(super) fn tally_below(&self, place: u64) -> Tally {
         match self {
             Self::Record(record) if record.number < place => record.tally(),
             Self::Purged(number, tally) if *number < place => *tally,
@@ -141,6 +141,15 @@ impl Walked {
 
 /// The pieces of a group whose header is good: what its header counts and can't be read is lost.
 pub(super) fn in_group(file: &SegmentFile, at: u64, group: &Group) -> Result<VecDeque<Piece>, Error> {
+    let pieces = read_group(file, at, group)?;
+    if pieces.iter().all(|piece| !matches!(piece, Piece::Lost(_))) {
+        return Ok(pieces);
+    }
+    // It may have been read in the middle of being purged: its mark from before, its payload from after.
+    read_group(file, at, group)
+}
+
+fn read_group(file: &SegmentFile, at: u64, group: &Group) -> Result<VecDeque<Piece>, Error> {
     let segment = file.stamp.segment;
     let numbers = group.first_record..group.next_record;
     let mut walked = Walked::of(file.records(at, group)?, numbers, segment);

@@ -3,12 +3,11 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::damage::Damage;
 use super::pieces::{self, Losses, Piece};
 use super::scan::{Found, Groups, Reading, SegmentFile, Stretch};
 use super::{SegmentInfo, Shared};
-use crate::Error;
 use crate::frame::Record;
+use crate::{Damage, Error};
 
 /// What the next step of a reader found.
 #[derive(Debug)]

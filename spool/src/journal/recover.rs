@@ -14,7 +14,7 @@ use super::quarantine;
 use super::scan::{Found, Frames, Groups, SegmentFile, Stretch};
 use super::spare::{self, Spares};
 use super::writer::{Start, Writer, seal};
-use super::{Damage, Draft, Inspected, Opened, Options, SegmentInfo, Shared};
+use super::{Draft, Inspected, Opened, Options, SegmentInfo, Shared};
 use crate::disk::Disk;
 use crate::disk::lossy::Lossy;
 use crate::envelope::Kind;
@@ -22,7 +22,7 @@ use crate::frame::{self, Record};
 use crate::group::{self, Group};
 use crate::segment::{self, BLOCK, BLOCK_LEN, BadHeader, EPOCH_MAX, Ends, Footer, Header, Stamp};
 use crate::state::{Control, State};
-use crate::{Error, Now, Stream};
+use crate::{Damage, Error, Now, Stream};
 
 /// How much is kept of a torn group of unknown length where old bytes lie behind it.
 const TORN_RECYCLED: u64 = 1 << 20;
@@ -82,7 +82,7 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let mut state = fold(&closings, &doubtful, &mut recovery)?;
     let lowest = state.lowest_needed();
     let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos.clone(), lowest);
-    report_damage(&closings, &shared, lowest.unwrap_or(0), &mut recovery);
+    report_damage(&closings, &shared, &state, &mut recovery);
     *shared.quarantined() = quarantine::Files::find(&*disk, dir)?;
 
     let lost = found.lost;
@@ -95,6 +95,9 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     let sequence = infos.iter().map(|info| info.next_sequence).max().unwrap_or(1).saturating_add(lost.groups);
 
     shared.finish_skipped(&mut state);
+    // What is said of segments that are gone is of no use any more.
+    let first_id = infos.first().map_or(0, |info| info.id);
+    state.written_off.retain(|segment, _| *segment >= first_id);
     if lost.groups == 0 {
         finish_unused(&mut state, &infos, &doubtful, next_record);
     }
@@ -119,28 +122,81 @@ pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u
     // Only now: until the rewritten records were synced, the old segments held their only copy.
     close(&*disk, &mut writer, &closings)?;
     shared.limit_quarantine()?;
+    // What an operator purged, and was not erased before the last process ended.
+    let purged = state.erasable();
+    if !purged.is_empty() {
+        writer.erase(&purged)?;
+        state.erased(&purged);
+    }
     Ok(Opened { writer, shared, state, recovery })
 }
 
 /// Reads what [`open`] would find, and changes nothing. The last group counts as it can be read now.
 pub(super) fn inspect(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Inspected, Error> {
+    let Survey { shared, state, recovery, names, .. } = survey(Arc::clone(&disk), dir, options, LastGroup::Counts)?;
+    *shared.quarantined() = quarantine::Files::find(&*disk, dir)?;
+    let spares = Spares::find(disk, dir, &names, options.kept_back, options.segment_bytes)?;
+    shared.note_kept_back(&spares);
+    Ok(Inspected { shared, state, damage: recovery.damage })
+}
+
+/// What becomes of the last group of a segment that is not sealed, for somebody who only looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LastGroup {
+    /// It is taken as it can be read.
+    Counts,
+    /// It is taken if all of it can be read.
+    CountsIfWhole,
+    /// A daemon may be writing it.
+    IsLeftOut,
+}
+
+/// A journal that was looked at.
+#[derive(Debug)]
+pub(super) struct Survey {
+    pub(super) shared: Shared,
+    pub(super) state: State,
+    pub(super) recovery: Recovery,
+    /// All names in the directory.
+    names: Vec<String>,
+    /// Segments whose footer can't be read and should be there.
+    pub(super) footers_lost: Vec<u64>,
+    /// What was written last is not whole.
+    pub(super) is_torn: bool,
+}
+
+/// Reads what [`open`] would find, and changes nothing.
+pub(super) fn survey(disk: Arc<dyn Disk>, dir: &Path, options: Options, last: LastGroup) -> Result<Survey, Error> {
     let mut recovery = Recovery::default();
     let mut found = find(&*disk, dir, options, &mut recovery)?;
     let mut tail = take_tail(&mut found.segments, &mut |_| Ok(()))?;
+    let mut is_torn = false;
     if let Some((segment, scan)) = &mut tail {
-        scan.settle_last(segment.length);
+        let is_whole = match scan.last {
+            Some(group) => whole(&segment.file, scan.footer.end, &group)?,
+            None => true,
+        };
+        is_torn = !is_whole || segment.is_written_at(scan.end())?;
+        match last {
+            LastGroup::Counts => scan.settle_last(segment.length),
+            LastGroup::CountsIfWhole if is_whole => scan.settle_last(segment.length),
+            LastGroup::CountsIfWhole | LastGroup::IsLeftOut => {}
+        }
     }
     let closings = plan(found.segments, tail)?;
     let infos: Vec<SegmentInfo> = closings.iter().map(Closing::info).collect();
+    // The last segment is being written; the one before it is closed only after that was begun.
+    let open = closings.iter().rev().take(2).take_while(|closing| closing.segment.footer.is_none()).count();
+    let should_be_closed = &closings[..closings.len() - open];
+    let footers_lost = should_be_closed.iter().filter(|closing| closing.segment.footer.is_none());
+    let footers_lost = footers_lost.map(|closing| closing.segment.header.segment).collect();
     let mut state = fold(&closings, &Doubtful::default(), &mut recovery)?;
     let lowest = state.lowest_needed();
-    let shared = Shared::new(Arc::clone(&disk), dir.to_path_buf(), infos, lowest);
-    *shared.quarantined() = quarantine::Files::find(&*disk, dir)?;
-    report_damage(&closings, &shared, lowest.unwrap_or(0), &mut recovery);
+    let shared = Shared::new(disk, dir.to_path_buf(), infos, lowest);
+    report_damage(&closings, &shared, &state, &mut recovery);
     shared.finish_skipped(&mut state);
-    let spares = Spares::find(disk, dir, &found.names, options.kept_back, options.segment_bytes)?;
-    shared.note_kept_back(&spares);
-    Ok(Inspected { shared, state, damage: recovery.damage })
+    let names = found.names;
+    Ok(Survey { shared, state, recovery, names, footers_lost, is_torn })
 }
 
 /// Creates `dir` and makes that durable, with all above it: a start that was killed may have created any of them, and
@@ -204,7 +260,12 @@ fn find(disk: &dyn Disk, dir: &Path, options: Options, recovery: &mut Recovery) 
     let mut lost = Lost::default();
     for &id in &ids {
         let path = segment::path(dir, id);
-        match Segment::open(disk, &path, id, options)? {
+        let opening = match Segment::open(disk, &path, id, options) {
+            // A daemon reclaimed it since the names were read.
+            Err(error) if error.is_not_found() => continue,
+            opening => opening?,
+        };
+        match opening {
             Opening::Readable(segment) => {
                 segments.push(*segment);
                 lost = Lost::default();
@@ -393,24 +454,27 @@ fn take_tail(
 
 /// Whether every frame of a group can be read.
 fn whole(file: &SegmentFile, offset: u64, group: &Group) -> Result<bool, Error> {
-    let mut good = 0;
-    each_good(file, offset, group, |_| good += 1)?;
-    Ok(good == u64::from(group.controls) + group.tally.records)
+    Ok(each_good(file, offset, group, |_| ())? == u64::from(group.controls) + group.tally.records)
 }
 
-/// Shows every frame of a group that can be read.
-fn each_good(file: &SegmentFile, offset: u64, group: &Group, mut show: impl FnMut(Record)) -> Result<(), Error> {
+/// Shows every frame of a group that can be read, but for records that were purged. Returns how many are as they should
+/// be, those included.
+fn each_good(file: &SegmentFile, offset: u64, group: &Group, mut show: impl FnMut(Record)) -> Result<u64, Error> {
+    let mut good = 0;
     let mut walk = |mut frames: Frames| {
         while let Some(frame) = frames.next() {
-            // One that can't be read is missing in the caller's count.
-            if let Some(record) = frame.ok().and_then(|frame| frame.record().ok()) {
+            let Ok(frame) = frame else { continue };
+            if frame.head.purged {
+                good += 1;
+            } else if let Ok(record) = frame.record() {
+                good += 1;
                 show(record);
             }
         }
     };
     walk(file.facts(offset, group)?);
     walk(file.records(offset, group)?);
-    Ok(())
+    Ok(good)
 }
 
 /// What could be read of a last group of which it is not known whether it is on disk.
@@ -436,8 +500,7 @@ impl Doubtful {
             let offset = scan.footer.end;
             doubtful.next_record = group.next_record;
             doubtful.clock_ms = group.at.clock_ms;
-            each_good(&segment.file, offset, &group, |record| doubtful.take(record))?;
-            let good = (doubtful.controls.len() + doubtful.records.len()) as u64;
+            let good = each_good(&segment.file, offset, &group, |record| doubtful.take(record))?;
             let frames = (u64::from(group.controls) + group.tally.records).saturating_sub(good);
             torn = (frames > 0).then_some((frames, offset, group.extent()));
         }
@@ -476,6 +539,7 @@ impl Doubtful {
             // those of one that was refused; those that stand first in a row are of the last write.
             in_a_row &= !frame.head.is_record();
             if let Ok(record) = frame.record()
+                && !frame.head.purged
                 && (in_a_row || frame.head.is_record())
             {
                 self.next_record = self.next_record.max(frame.head.number.saturating_add(1));
@@ -601,15 +665,17 @@ fn close(disk: &dyn Disk, writer: &mut Writer, closings: &[Closing]) -> Result<(
     if removed { writer.sync_retired() } else { Ok(()) }
 }
 
-/// What is missing from the lowest record that anybody needs on.
-fn report_damage(closings: &[Closing], shared: &Shared, lowest: u64, recovery: &mut Recovery) {
+/// What is missing from the lowest record that anybody needs on, but for what was written off.
+fn report_damage(closings: &[Closing], shared: &Shared, state: &State, recovery: &mut Recovery) {
+    shared.known().write_off(&state.written_off);
     for closing in closings {
         recovery.damage.extend(closing.damage.iter().cloned());
         if closing.segment.header_lost {
             recovery.damage.push(Damage::of_facts(closing.segment.header.segment, 0));
         }
     }
-    recovery.damage.extend(shared.missing(lowest));
+    let missing = shared.missing(state.lowest_needed().unwrap_or(0));
+    recovery.damage.extend(missing.into_iter().filter(|damage| !state.is_written_off(damage)));
     recovery.damage.iter().for_each(|damage| shared.note(damage));
 }
 
@@ -672,13 +738,13 @@ fn read_facts(closing: &Closing, recovery: &mut Recovery) -> Result<(Vec<Record>
 
 /// Controls and checkpoints in order.
 #[derive(Debug, Default)]
-struct Facts {
-    good: Vec<Record>,
+pub(super) struct Facts {
+    pub(super) good: Vec<Record>,
 }
 
 impl Facts {
     /// Takes those that can be read, and says how many that are.
-    fn take(&mut self, mut frames: Frames) -> u64 {
+    pub(super) fn take(&mut self, mut frames: Frames) -> u64 {
         let before = self.good.len();
         while let Some(frame) = frames.next() {
             if let Some(record) =

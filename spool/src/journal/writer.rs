@@ -265,6 +265,16 @@ impl Writer {
         Ok(Committed { records: first..self.next_record, tally, rolled })
     }
 
+    /// The segment being written, and behind its last group and behind its end.
+    pub(super) fn unused(&self) -> (u64, std::ops::Range<u64>) {
+        (self.active.id(), self.active.footer.end..self.active.size)
+    }
+
+    /// Nothing more is taken: it is not known what is on disk.
+    pub(super) fn poison(&mut self) {
+        self.poisoned = true;
+    }
+
     /// Whether the active segment holds a group, and with it a checkpoint.
     pub(super) fn has_begun(&self) -> bool {
         self.active.footer.groups > 0
@@ -563,7 +573,7 @@ fn segment_size(options: &Options, length: u64) -> u64 {
 }
 
 /// Zeros from `length` to the next multiple of `unit`.
-fn padding(length: u64, unit: u64) -> &'static [u8] {
+pub(super) fn padding(length: u64, unit: u64) -> &'static [u8] {
     let missing = crate::round_up(length, unit) - length;
     &PADDING[..usize::try_from(missing).expect("less than a block")]
 }

@@ -6,6 +6,8 @@
 * `OtlpReceiver` is a backend built on grpcio and http.server, which share nothing with the daemon's own stack. It keeps
   every span and its answers can be scripted.
 * `MlflowServer` is a real `mlflow server`.
+* `collector_process` is a real OpenTelemetry Collector; `go/`, `node/` and `collector/` beside it are the sources of peers that
+  `tests/run` builds in `target/peers`, with versions pinned by go.sum and package-lock.json.
 * `otlp` makes small requests and turns received ones into plain values.
 
 Everything lives on loopback. Addresses are taken from below the kernel's ephemeral range, so that a server that is

@@ -78,6 +78,12 @@ class Daemon:
     def grpc(self):
         return f"127.0.0.1:{self.port}"
 
+    def listen_also(self):
+        """A second TCP listener, at `second_port`."""
+        self.second_port = free_port()
+        self.config["receive"]["listen"].append(f"127.0.0.1:{self.second_port}")
+        self.write_config()
+
     # --- life ---
 
     def write_config(self):

@@ -117,7 +117,10 @@ class HttpClient:
         self.connection = None
 
     def send(self, request, content_type=PROTOBUF, headers=()):
-        body = request if isinstance(request, (bytes, str)) else request.SerializeToString()
+        if isinstance(request, str):
+            body = request.encode()  # http.client by itself takes Latin-1
+        else:
+            body = request if isinstance(request, bytes) else request.SerializeToString()
         # An idle connection with something to read was closed by the other side: the daemon was stopped in between.
         if self.connection is not None and select.select([self.connection.sock], [], [], 0)[0]:
             self.close()

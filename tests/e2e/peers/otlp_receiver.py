@@ -33,6 +33,7 @@ class OtlpReceiver:
         self.spans = []  # in order of arrival, with repetitions
         self.arrivals = collections.defaultdict(list)  # span id -> monotonic times
         self.requests = []  # (protocol, headers, answer)
+        self.bodies = []  # of HTTP requests, decompressed
         self.script = collections.deque()
         self.refuse = lambda spans: None
         self.running = False
@@ -162,6 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path != "/v1/traces" or self.headers.get("Content-Type") != PROTOBUF:
             return self._answer(404 if self.path != "/v1/traces" else 415)
         request = service.ExportTraceServiceRequest.FromString(body)
+        self.receiver.bodies.append(body)
         self._answer(self.receiver._take("http", int, {k.lower(): v for k, v in self.headers.items()}, request) or 200)
 
     def _chunks(self):

@@ -16,19 +16,35 @@ FULL = sys.executable
 LIGHT = os.environ.get("TRACESPOOL_TEST_PYTHON_LIGHT") or sys.prefix + "-light/bin/python"
 
 
+# tests/run makes these, too.
+PEERS = os.path.join(os.path.dirname(os.path.abspath(sys.prefix)), "peers")
+
+
+def peer(*path):
+    """A program or script that tests/run made in target/peers."""
+    path = os.path.join(PEERS, *path)
+    assert os.path.exists(path), f"{path} is missing: run tests/run"
+    return path
+
+
 def run_app(script, directory, environment, python=FULL, arguments=(), prefix=(), timeout=180):
-    """Runs the script with nothing but `environment` set of what SDKs read; returns its last line, which is JSON."""
+    """Runs a script of apps/; see run_program."""
+    return run_program([*prefix, python, os.path.join(APPS, script), *arguments], directory, environment, timeout)
+
+
+def run_program(command, directory, environment, timeout=180):
+    """Runs it with nothing but `environment` set of what SDKs read; returns its last line, which is JSON."""
     base = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "OTEL_", "DATABRICKS_"))}
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
     done = subprocess.run(
-        [*prefix, python, os.path.join(APPS, script), *arguments],
+        command,
         capture_output=True,
         text=True,
         timeout=timeout,
         cwd=directory,
         env={**base, **quiet, **environment},
     )
-    report = f"{script} exited with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
+    report = f"{' '.join(command)} exited with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}"
     assert done.returncode == 0 and done.stdout.strip(), report
     result = json.loads(done.stdout.strip().splitlines()[-1])
     result["stderr"] = done.stderr
@@ -36,11 +52,12 @@ def run_app(script, directory, environment, python=FULL, arguments=(), prefix=()
 
 
 def as_spans(result):
-    """The spans of otel_app's report in the form in which they are received."""
+    """The spans of an app's report in the form in which they are received."""
     found = {}
     for s in result["spans"]:
+        s["start"], s["end"] = int(s["start"]), int(s["end"])
         s["status"] = tuple(s["status"])
-        s["events"] = [tuple(e) for e in s["events"]]
+        s["events"] = [(name, int(time), attributes) for name, time, attributes in s["events"]]
         s["links"] = [tuple(link) for link in s["links"]]
         found[s["span_id"]] = Span(**s)
     return found
