@@ -58,12 +58,16 @@ impl Daemon {
     /// The posts that came in.
     fn posts(&self) -> Vec<Asked> {
         let asked = self.asked.lock().expect("no panic");
-        asked.iter().filter(|asked| asked.line == "POST /v1/traces HTTP/1.1").cloned().collect()
+        let is_post = |asked: &&Asked| ["POST /v1/traces HTTP/1.1", "a line"].contains(&asked.line.as_str());
+        asked.iter().filter(is_post).cloned().collect()
     }
 }
 
 fn serve(stream: &std::os::unix::net::UnixStream, asked: &Mutex<Vec<Asked>>, answer: Answer) -> Option<()> {
     let mut reader = BufReader::new(stream);
+    if reader.fill_buf().ok()?.first() == Some(&b'{') {
+        return serve_lines(reader, stream, asked, answer);
+    }
     loop {
         let mut head = Vec::new();
         loop {
@@ -92,6 +96,39 @@ fn serve(stream: &std::os::unix::net::UnixStream, asked: &Mutex<Vec<Asked>>, ans
         let (status, body) = answer(&request, before);
         write!(&mut &*stream, "HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n", body.len()).ok()?;
         (&mut &*stream).write_all(&body).ok()?;
+    }
+}
+
+/// The same answers, as the lines of the spool socket have them.
+fn serve_lines(
+    mut reader: BufReader<&std::os::unix::net::UnixStream>,
+    stream: &std::os::unix::net::UnixStream,
+    asked: &Mutex<Vec<Asked>>,
+    answer: Answer,
+) -> Option<()> {
+    loop {
+        let mut body = Vec::new();
+        if reader.read_until(b'\n', &mut body).ok()? == 0 {
+            return None;
+        }
+        body.pop();
+        let request = Asked { line: "a line".into(), kind: "a line".into(), body };
+        let before = {
+            let mut asked = asked.lock().expect("no panic");
+            asked.push(request.clone());
+            asked.len() - 1
+        };
+        let (status, body) = answer(&request, before);
+        let body = String::from_utf8_lossy(&body);
+        match status {
+            200 => writeln!(&mut &*stream, "{{\"ok\":true,\"record\":{}}}", before + 1).ok()?,
+            // The connection breaks before the answer.
+            0 => return None,
+            status => {
+                let retry = status == 503;
+                writeln!(&mut &*stream, "{{\"ok\":false,\"error\":\"{body}\",\"retry\":{retry}}}").ok()?;
+            }
+        }
     }
 }
 
@@ -266,6 +303,23 @@ fn a_daemon_that_answers_nonsense_is_named() {
     assert_ends(&daemon.run(&["status", "--json"]), 69, "broken (500)");
 }
 
+// ---- env ----
+
+#[test]
+fn env_has_the_ports_of_the_daemon_that_runs() {
+    let daemon = Daemon::new(|_, _| {
+        (200, STATUS.replace(r#""listen":[]"#, r#""listen":["10.0.0.1:1","127.0.0.1:4711"]"#).into())
+    });
+    let output = daemon.run(&["env", "--for", "otel", "--format", "systemd"]);
+    assert_ends(&output, 0, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=\"http://127.0.0.1:4711/v1/traces\"");
+    // Without one, those of its configuration.
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = tracespool(&["env", "--state-dir", folder.path().to_str().expect("UTF-8")]);
+    assert_ends(&output, 0, "export OTEL_EXPORTER_OTLP_TRACES_ENDPOINT='http://127.0.0.1:4317/v1/traces'");
+    assert!(stderr(&output).contains("no daemon is running"), "{}", stderr(&output));
+    assert!(!stdout(&output).contains("no daemon"));
+}
+
 // ---- send ----
 
 #[test]
@@ -277,14 +331,14 @@ fn send_posts_every_document_of_every_file() {
     gzip.write_all(b"{\n \"resourceSpans\": []\n}").expect("compressed");
     let packed = daemon.file("one.json.gz", gzip.finish().expect("compressed"));
     let output = daemon.run(&["send", &lines, &proto, &packed]);
-    assert_ends(&output, 0, "4 documents are on disk");
+    assert_ends(&output, 0, "4 documents are on disk as records from 1 to 4 (1 without spans), acknowledged");
     let posts: Vec<_> = daemon.posts().into_iter().map(|post| (post.kind, post.body)).collect();
-    let json = "application/json".to_owned();
+    let json = "a line".to_owned();
     let expected = [
         (json.clone(), DOCUMENT.as_bytes().to_vec()),
         (json.clone(), DOCUMENT.as_bytes().to_vec()),
         ("application/x-protobuf".to_owned(), vec![0x0a, 0x02, 0x12, 0x00]),
-        (json, b"{\n \"resourceSpans\": []\n}".to_vec()),
+        (json, b"{  \"resourceSpans\": [] }".to_vec()),
     ];
     assert_eq!(posts, expected);
 }
@@ -301,22 +355,30 @@ fn send_reads_standard_input() {
         .expect("started");
     child.stdin.take().expect("piped").write_all(format!("{DOCUMENT}\nx\n").as_bytes()).expect("written");
     let output = child.wait_with_output().expect("ended");
-    assert_ends(&output, 65, "standard input:2: is not an object of OTLP JSON\n1 document is before it on disk");
+    assert_ends(
+        &output,
+        65,
+        "standard input:2: is not an object, as OTLP JSON or a trace of MLflow\n1 document is on disk as record 1,",
+    );
     assert_eq!(daemon.posts().len(), 1);
 }
 
 #[test]
 fn send_tells_bad_input_from_missing_files() {
     let daemon = Daemon::new(|_, before| match before {
-        0 => (200, Vec::new()),
-        _ => (400, br#"{"code":3,"message":"span 2 has no trace id"}"#.to_vec()),
+        1 => (400, b"span 2 has no trace id".to_vec()),
+        _ => (200, Vec::new()),
     });
     assert_ends(&daemon.run(&["send", "/nowhere.jsonl"]), 66, "/nowhere.jsonl");
     let lines = daemon.file("lines.jsonl", format!("{DOCUMENT}\n{DOCUMENT}\n{DOCUMENT}\n"));
     let output = daemon.run(&["send", &lines]);
-    assert_ends(&output, 65, &format!("{lines}:2: the daemon refuses it: span 2 has no trace id (400)"));
-    // Nothing behind a refused document is sent: the user corrects it and knows where to go on.
-    assert_eq!(daemon.posts().len(), 2);
+    assert_ends(&output, 65, &format!("{lines}:2: the daemon refuses it: span 2 has no trace id\n"));
+    // The others are as good as ever, and only this one is to be corrected and sent again.
+    assert_ends(&output, 65, "the daemon refused 1 document\n2 documents are on disk as records from 1 to 3,");
+    assert_eq!(daemon.posts().len(), 3);
+    let refusing = Daemon::new(|_, _| (400, br#"{"code":3,"message":"bad"}"#.to_vec()));
+    let proto = refusing.file("one.pb", [0x0a, 0x02, 0x12, 0x00]);
+    assert_ends(&refusing.run(&["send", &proto]), 65, "one.pb: the daemon refuses it: bad (400)");
     let folder = daemon.folder.path().to_str().expect("UTF-8").to_owned();
     assert_ends(&daemon.run(&["send", &folder]), 65, "directory");
 }
@@ -327,10 +389,41 @@ fn send_offers_again_while_there_is_no_room() {
     let file = daemon.file("one.json", DOCUMENT);
     assert_ends(&daemon.run(&["send", &file]), 0, "1 document is on disk");
     assert_eq!(daemon.posts().len(), 3);
-    let full = Daemon::new(|_, _| (503, b"\x08\x0e\x12\x04full".to_vec()));
+    let full = Daemon::new(|_, _| (503, b"full".to_vec()));
     let file = full.file("one.json", DOCUMENT);
-    assert_ends(&full.run(&["send", "--timeout", "300ms", &file]), 75, "not taken within 300ms: full (503)");
+    assert_ends(&full.run(&["send", "--timeout", "300ms", &file]), 75, "one.json:1: not taken within 300ms: full");
     assert!(full.posts().len() > 1);
+    let full = Daemon::new(|_, _| (503, b"\x08\x0e\x12\x04full".to_vec()));
+    let file = full.file("one.pb", [0x0a, 0x02, 0x12, 0x00]);
+    assert_ends(&full.run(&["send", "--timeout", "300ms", &file]), 75, "one.pb: not taken within 300ms: full (503)");
+    assert!(full.posts().len() > 1);
+}
+
+/// Goal: of many lines under way, each that had no luck is offered again, and no other.
+#[test]
+fn send_offers_again_only_what_was_not_taken() {
+    let daemon = Daemon::new(|_, before| match before {
+        3 | 7 => (503, b"full".to_vec()),
+        _ => (200, Vec::new()),
+    });
+    let lines: String = (0..20).map(|at| format!("{{\"resourceSpans\":[],\"n\":{at}}}\n")).collect();
+    let file = daemon.file("lines.jsonl", lines);
+    assert_ends(&daemon.run(&["send", &file]), 0, "20 documents are on disk");
+    let sent: Vec<_> = daemon.posts().into_iter().map(|post| post.body).collect();
+    assert_eq!(sent.len(), 22);
+    assert_eq!((&sent[20], &sent[21]), (&sent[3], &sent[7]));
+}
+
+/// Goal: what a connection took with it unanswered is offered again on the next.
+#[test]
+fn send_goes_on_after_a_connection_that_broke() {
+    let daemon = Daemon::new(|_, before| if before == 2 { (0, Vec::new()) } else { (200, Vec::new()) });
+    let file = daemon.file("lines.jsonl", format!("{DOCUMENT}\n").repeat(5));
+    assert_ends(&daemon.run(&["send", &file]), 0, "5 documents are on disk");
+    assert!(daemon.posts().len() >= 6);
+    let broken = Daemon::new(|_, _| (0, Vec::new()));
+    let file = broken.file("one.json", DOCUMENT);
+    assert_ends(&broken.run(&["send", "--timeout", "300ms", &file]), 69, "not taken within 300ms: the daemon closed");
 }
 
 #[test]

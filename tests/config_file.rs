@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tracespool::config::{
-    AfterRetryTimeout, Compression, Config, Credentials, Environment, Experiment, Loaded, Mistakes, Overrides, StartAt,
-    Target, WhenFull, effective, load,
+    AfterRetryTimeout, Compression, Config, Credentials, Environment, Experiment, Loaded, Mistakes, OtherSignals,
+    Overrides, StartAt, Target, WhenFull, effective, load,
 };
 
 /// A folder with a configuration file in it.
@@ -69,12 +69,17 @@ state_dir = "/data"
 [receive]
 listen = ["0.0.0.0:1", "[::1]:0"]
 max_request_bytes = "1MiB"
-max_in_flight_bytes = "2MiB"
+max_in_flight_bytes = "3MiB"
 insecure = true
+tls = { cert = "ca.pem", key = "key.pem", client_ca = "ca.pem" }
+token_file = "password"
+keep_headers = ["X-Team"]
+other_signals = "refuse"
 [receive.socket]
 path = "/data/in.sock"
 mode = "0666"
 group = "apps"
+allow_uids = [1000, 0]
 [spool]
 max_bytes = "1GiB"
 segment_bytes = "1MiB"
@@ -136,12 +141,24 @@ format = "json"
     )
     .file("password", "p")
     .file("token", "t")
-    .file("ca.pem", "c");
+    .file("ca.pem", "c")
+    .file("key.pem", "k");
     let config = fixture.config();
     assert_eq!(config.state_dir, Path::new("/data"));
     assert_eq!(config.receive.listen, ["0.0.0.0:1".parse().expect("one"), "[::1]:0".parse().expect("one")]);
-    assert_eq!((config.receive.max_request_bytes, config.receive.max_in_flight_bytes), (1 << 20, 2 << 20));
+    assert_eq!((config.receive.max_request_bytes, config.receive.max_in_flight_bytes), (1 << 20, 3 << 20));
     assert!(config.receive.insecure);
+    let tls = config.receive.tls.as_ref().expect("TLS");
+    assert_eq!((&tls.cert, &tls.key), (&fixture.path("ca.pem"), &fixture.path("key.pem")));
+    assert_eq!(
+        (&tls.client_ca, &config.receive.token_file),
+        (&Some(fixture.path("ca.pem")), &Some(fixture.path("password")))
+    );
+    assert_eq!(
+        (config.receive.keep_headers.as_slice(), config.receive.other_signals),
+        (&["x-team".to_owned()][..], OtherSignals::Refuse)
+    );
+    assert_eq!(config.receive.allow_uids.as_deref(), Some(&[1000, 0][..]));
     let socket = &config.receive.socket;
     assert_eq!(
         (socket.path.as_path(), socket.mode, socket.group.as_deref()),
@@ -238,6 +255,8 @@ fn limits_that_do_not_fit_together_are_mistakes() {
     assert_one_mistake("[spool]\nsegment_bytes = \"32KiB\"", "2:1: spool.segment_bytes must be from 64KiB");
     assert_one_mistake("[spool]\nsegment_bytes = \"2GiB\"", "2:1: spool.segment_bytes must be from");
     assert_one_mistake("[receive]\nmax_in_flight_bytes = \"1MiB\"", "2:1: receive.max_in_flight_bytes does not fit");
+    assert_one_mistake("[receive]\nmax_in_flight_bytes = \"191MiB\"", "2:1: receive.max_in_flight_bytes does not fit");
+    assert!(Fixture::new("[receive]\nmax_in_flight_bytes = \"192MiB\"").load().is_ok());
     assert_one_mistake("[delivery]\nbackoff_initial = \"1m\"", "2:1: delivery.backoff_initial does not fit");
     assert_one_mistake(
         "[receive]\nlisten = [\"0.0.0.0:1\", \"127.0.0.1:1\"]\ninsecure = true",
@@ -250,6 +269,41 @@ fn limits_that_do_not_fit_together_are_mistakes() {
     );
     assert!(Fixture::new("[spool]\nmax_bytes = \"256KiB\"\nsegment_bytes = \"64KiB\"").load().is_ok());
     assert!(Fixture::new("[receive]\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:0\"]").load().is_ok());
+}
+
+/// Goal: what opens a listener to other machines is said, and each of the three ways to say it counts.
+#[test]
+fn a_listener_for_other_machines_is_guarded() {
+    let listen = |rest: &str| Fixture::new(&format!("[receive]\nlisten = [\"0.0.0.0:1\"]\n{rest}")).file("f", "x");
+    let mistakes = listen("").mistakes();
+    assert!(mistakes[0].starts_with("2:11: receive.listen can be reached from other machines"), "{mistakes:?}");
+    for guard in ["insecure = true", "token_file = \"f\"", "tls = { cert = \"f\", key = \"f\" }"] {
+        assert!(listen(guard).config().receive.is_guarded(), "{guard}");
+    }
+    assert!(!Fixture::new("").config().receive.is_guarded());
+    assert_one_mistake("[receive]\ntls = { cert = \"tracespool.toml\" }", "2:7: receive.tls needs cert and key");
+}
+
+#[test]
+fn headers_that_may_be_credentials_are_not_kept() {
+    assert_one_mistake(
+        "[receive]\nkeep_headers = [\"x-team\", \"Authorization\"]",
+        "2:27: receive.keep_headers names a header that may",
+    );
+    assert_one_mistake(
+        "[receive]\nkeep_headers = [\"x-team\", \"X-Team\"]",
+        "2:27: receive.keep_headers names a header twice",
+    );
+}
+
+#[test]
+fn the_spool_socket_may_be_abstract() {
+    let config = Fixture::new("[receive.socket]\npath = \"@tracespool\"").config();
+    assert_eq!(config.receive.socket.path, Path::new("@tracespool"));
+    assert_one_mistake("[receive.socket]\npath = \"@\"", "2:1: receive.socket.path has no name");
+    assert_one_mistake("[receive.socket]\npath = \"@t\"\nmode = \"0600\"", "3:1: receive.socket.mode means nothing");
+    assert_one_mistake("[receive.socket]\nallow_uids = []", "2:1: receive.socket.allow_uids is empty");
+    assert_one_mistake("[receive.socket]\nallow_uids = [-1]", "2:1: receive.socket.allow_uids must be a list");
 }
 
 #[test]

@@ -77,7 +77,9 @@ pub fn otlp_http(answer: &HttpAnswer, sent: Sent, now: SystemTime) -> Outcome {
     if row == Row::Delivered {
         return delivered(answer.status.to_string(), partial_success(answer), sent);
     }
-    let failure = Failure::new(answer.status.to_string(), http_message(answer)).advise(http_advice(answer.status));
+    let message = http_message(answer);
+    let advice = loop_advice(&message).or(http_advice(answer.status));
+    let failure = Failure::new(answer.status.to_string(), message).advise(advice);
     outcome(row, failure, retry_after(&answer.headers, now))
 }
 
@@ -99,7 +101,7 @@ pub fn otlp_grpc(answer: &GrpcAnswer, sent: Sent, now: SystemTime) -> Outcome {
         return delivered(name.to_owned(), response.map(|response| response.partial_success), sent);
     }
     let message = trailers.get("grpc-message").map(|message| percent_decode(message.as_bytes())).unwrap_or_default();
-    let failure = Failure::new(name, shorten(&message)).advise(grpc_advice(code));
+    let failure = Failure::new(name, shorten(&message)).advise(loop_advice(&message).or(grpc_advice(code)));
     outcome(row, failure, after.filter(|after| !after.is_zero()))
 }
 
@@ -375,6 +377,11 @@ fn http_advice(status: u16) -> Option<&'static str> {
         501 => Some("the server cannot take traces: check `endpoint` and the server's settings"),
         _ => None,
     }
+}
+
+/// Another daemon of this kind names the header when it refuses what it has sent on itself.
+fn loop_advice(message: &str) -> Option<&'static str> {
+    message.contains(super::VIA).then_some("daemons ship to each other: take one of these backends out")
 }
 
 fn grpc_advice(code: u8) -> Option<&'static str> {

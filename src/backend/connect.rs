@@ -13,7 +13,7 @@ use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::{BuildError, Failure, Outcome, encode};
+use super::{Batch, BuildError, Failure, Outcome, encode};
 use crate::config::{Credentials, Secret, Tls};
 
 /// Headers that belong to the protocol or the connection; a configured one would break requests.
@@ -208,6 +208,19 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
+}
+
+/// Adds what a batch brings along. A header that is there already is the operator's or the protocol's, and wins.
+pub(super) fn pass_on(batch: &Batch, headers: &mut HeaderMap) {
+    let own: Vec<HeaderName> = headers.keys().cloned().collect();
+    for (name, value) in &batch.headers {
+        // Both were headers when they came; only a spool that was written by another version may hold something else.
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value))
+            && !own.contains(&name)
+        {
+            headers.append(name, value);
+        }
+    }
 }
 
 /// The TLS files of a backend, read and looked through.

@@ -11,7 +11,7 @@ use url::Url;
 use super::answer::HttpAnswer;
 use super::connect::{self, Headers, TlsFiles};
 use super::encode::Chunks;
-use super::{BuildError, Outcome, USER_AGENT};
+use super::{Batch, BuildError, Outcome, USER_AGENT};
 use crate::config::{Remote, Tls};
 
 /// Bound on an answer's body ("OTLP specification, OTLP/HTTP Response").
@@ -40,7 +40,7 @@ impl Client {
         Ok(Self { client: client.build().map_err(settings)?, headers })
     }
 
-    /// One request and its answer, whatever it is. The outcome of an attempt without an answer is the error.
+    /// One request and its answer, whatever it is, with the headers that `batch` brings along. The outcome of an attempt without an answer is the error.
     ///
     /// Once the status is known it decides: a body that breaks off, or does not end before `deadline`, is unreadable.
     pub(super) async fn send(
@@ -48,12 +48,16 @@ impl Client {
         method: Method,
         url: &Url,
         headers: &[(HeaderName, HeaderValue)],
+        batch: Option<&Batch>,
         body: Chunks,
         deadline: Instant,
     ) -> Result<HttpAnswer, Outcome> {
         let mut all = self.headers.current().await?;
         for (name, value) in headers {
             all.insert(name, value.clone());
+        }
+        if let Some(batch) = batch {
+            connect::pass_on(batch, &mut all);
         }
         let mut request = self.client.request(method.clone(), url.clone()).headers(all);
         if method != Method::GET {

@@ -106,8 +106,7 @@ impl Mlflow {
             }
         };
         if let Some(call) = &batch.call {
-            let body = batch.requests.first().cloned().unwrap_or_default();
-            return self.call(call, body, named, &id, deadline).await;
+            return self.call(call, batch, named, &id, deadline).await;
         }
         let header = HeaderValue::from_str(&id).map_err(|_| Outcome::Refused {
             failure: Failure::new("400", "the record names an experiment id that fits into no header"),
@@ -132,7 +131,8 @@ impl Mlflow {
 
         let mut headers = content_headers(self.compression);
         headers.push((EXPERIMENT, header));
-        let answer = self.send(Method::POST, &self.address(&["v1", "traces"]), headers, body, deadline).await?;
+        let answer =
+            self.send(Method::POST, &self.address(&["v1", "traces"]), headers, Some(batch), body, deadline).await?;
         if answer::mlflow_missing(&answer) {
             // One that was looked up may have been created anew under the same name.
             self.resolved().retain(|_, known| *known != id);
@@ -166,7 +166,7 @@ impl Mlflow {
     async fn find(&self, name: &str, deadline: Instant) -> Result<Option<String>, Outcome> {
         let mut url = self.address(&["api", "2.0", "mlflow", "experiments", "get-by-name"]);
         url.query_pairs_mut().append_pair("experiment_name", name);
-        let answer = self.send(Method::GET, &url, Vec::new(), Chunks::new(Vec::new()), deadline).await?;
+        let answer = self.send(Method::GET, &url, Vec::new(), None, Chunks::new(Vec::new()), deadline).await?;
         if answer::mlflow_missing(&answer) {
             return Ok(None);
         }
@@ -185,7 +185,7 @@ impl Mlflow {
         let url = self.address(&["api", "2.0", "mlflow", "experiments", "create"]);
         let body = Bytes::from(serde_json::json!({ "name": name }).to_string());
         let headers = vec![(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-        let answer = self.send(Method::POST, &url, headers, Chunks::new(vec![body]), deadline).await?;
+        let answer = self.send(Method::POST, &url, headers, None, Chunks::new(vec![body]), deadline).await?;
         if answer::mlflow_exists(&answer) {
             // Somebody else was faster.
             return self.find(name, deadline).await?.ok_or_else(not_mlflow);
@@ -198,11 +198,12 @@ impl Mlflow {
         method: Method,
         url: &Url,
         mut headers: Vec<(HeaderName, HeaderValue)>,
+        batch: Option<&Batch>,
         body: Chunks,
         deadline: Instant,
     ) -> Result<HttpAnswer, Outcome> {
         headers.extend(self.workspace.clone().map(|workspace| (WORKSPACE, workspace)));
-        self.client.send(method, url, &headers, body, deadline).await
+        self.client.send(method, url, &headers, batch, body, deadline).await
     }
 
     /// A path below the base address, which may have a path of its own.

@@ -27,6 +27,9 @@ mod rpc;
 /// Sent as `User-Agent`, as the exporter specification asks ("OpenTelemetry Protocol Exporter, User Agent").
 const USER_AGENT: &str = concat!("tracespool/", env!("CARGO_PKG_VERSION"));
 
+/// Ids of the daemons that a request passed, for the detection of loops.
+pub const VIA: &str = "x-tracespool-via";
+
 /// Time beyond the deadline that is given to an attempt for coming to its own conclusion, such as an answer whose
 /// status is known though its body never ended. Only work that nobody can interrupt ever needs it.
 const GRACE: Duration = Duration::from_millis(500);
@@ -38,6 +41,8 @@ pub struct Batch {
     pub requests: Vec<Bytes>,
     /// The experiment that the records name; `None` for the backend's own. All requests of a batch share it.
     pub experiment: Option<String>,
+    /// Sent with the request: the headers that the app sent and the operator keeps, and [`VIA`].
+    pub headers: Vec<(String, String)>,
     /// Spans in all requests.
     pub spans: u64,
     /// Set when that experiment was promised to an app by its name, and what the records name is a provisional id.

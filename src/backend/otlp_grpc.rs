@@ -118,6 +118,7 @@ impl OtlpGrpc {
         if let Some(coding) = coding {
             headers.insert(ENCODING, HeaderValue::from_static(coding));
         }
+        connect::pass_on(batch, &mut headers);
         let body = encode::body(batch.requests.clone(), self.compression).await;
         let mut body = body.map_err(|error| Outcome::retry(Failure::new("io", error.to_string())))?;
         let Ok(length) = u32::try_from(body.len()) else {

@@ -39,7 +39,7 @@ impl OtlpHttp {
             Err(error) => return Outcome::retry(Failure::new("io", error.to_string())),
         };
         let headers = content_headers(self.compression);
-        match self.client.send(Method::POST, &self.url, &headers, body, deadline).await {
+        match self.client.send(Method::POST, &self.url, &headers, Some(batch), body, deadline).await {
             Ok(answer) => answer::otlp_http(&answer, sent, SystemTime::now()),
             Err(outcome) => outcome,
         }

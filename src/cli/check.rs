@@ -5,7 +5,8 @@ use std::fmt::Write;
 use clap::Args;
 
 use crate::config::{self, Environment, Overrides};
-use crate::exit::Outcome;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::receive;
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
@@ -19,6 +20,10 @@ impl Check {
         let loaded = config::load(overrides, environment)?;
         for warning in &loaded.warnings {
             super::remark(&format!("warning: {warning}"));
+        }
+        let problems: Vec<_> = receive::problems(&loaded.config.receive).iter().map(ToString::to_string).collect();
+        if !problems.is_empty() {
+            return Err(Failure::new(Exit::Configuration, problems.join("\n")));
         }
         let mut page = String::new();
         if self.effective {

@@ -1,7 +1,8 @@
 //! HTTP over a Unix socket, one request at a time.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::os::linux::net::SocketAddrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use crate::config::Socket;
 use crate::exit::{Exit, Failure};
 
 /// Largest answer that is taken; a status with thousands of backends is smaller.
@@ -21,6 +23,8 @@ const LONGEST_ANSWER: usize = 16 << 20;
 pub(super) struct Answer {
     pub status: StatusCode,
     pub body: Bytes,
+    /// The record that the traces of the request became.
+    pub record: Option<u64>,
 }
 
 impl Answer {
@@ -77,18 +81,37 @@ impl Client {
         open.ready().await.map_err(|error| error.to_string())?;
         let answer = open.send_request(request).await.map_err(|error| error.to_string())?;
         let status = answer.status();
+        let record = answer.headers().get("x-tracespool-record").and_then(|value| value.to_str().ok()?.parse().ok());
         let body =
             Limited::new(answer.into_body(), LONGEST_ANSWER).collect().await.map_err(|error| error.to_string())?;
         self.open = Some(open);
-        Ok(Answer { status, body: body.to_bytes() })
+        Ok(Answer { status, body: body.to_bytes(), record })
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
-        let stream = UnixStream::connect(&self.path).await.map_err(|error| error.to_string())?;
+        let stream = connect(&self.path).map_err(|error| error.to_string())?;
         let (open, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
         // Its end shows at the sender; there is nothing more to say about it.
         tokio::spawn(async move { drop(connection.await) });
         Ok(open)
+    }
+}
+
+/// Connects to a daemon's socket; a connection on this machine is made at once, or not.
+pub(super) fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    let stream = connect_blocking(path)?;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
+}
+
+/// The same without a runtime.
+pub(super) fn connect_blocking(path: &Path) -> std::io::Result<std::os::unix::net::UnixStream> {
+    match Socket::abstract_name(path) {
+        Some(name) => {
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+            std::os::unix::net::UnixStream::connect_addr(&address)
+        }
+        None => std::os::unix::net::UnixStream::connect(path),
     }
 }
 

@@ -2,16 +2,28 @@
 
 use std::io::{self, BufRead, BufReader, Cursor, Read};
 
+use crate::otlp::json::JsonError;
+use crate::otlp::trace_json::{self, Dialect};
+
 /// Longest document; the daemon's own limit can't be set higher, and memory must have a bound.
 const LONGEST: usize = 1 << 30;
+
+/// How a document is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// JSON, all on one line.
+    Line,
+    /// An OTLP message.
+    Protobuf,
+}
 
 /// One thing to send.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Document {
     /// Its bytes.
     pub bytes: Vec<u8>,
-    /// The media type.
-    pub kind: &'static str,
+    /// How they are handed over.
+    pub form: Form,
     /// The line where it begins; nothing for protobuf.
     pub line: Option<u64>,
 }
@@ -35,11 +47,11 @@ pub(super) enum Bad {
 /// The documents of a file, read as they are asked for.
 pub(super) struct Documents {
     reader: Box<dyn BufRead>,
-    form: Form,
+    kind: Kind,
     line: u64,
 }
 
-enum Form {
+enum Kind {
     Json,
     Proto,
     /// Nothing more comes.
@@ -51,34 +63,39 @@ impl Documents {
     pub(super) fn new(reader: impl Read + 'static) -> Result<Self, Bad> {
         let (prefix, reader) = peek::<256>(decompressed(reader)?)?;
         let line = 1 + count_lines(prefix.split(|byte| !byte.is_ascii_whitespace()).next().unwrap_or_default());
-        let form = match prefix.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        let kind = match prefix.iter().find(|byte| !byte.is_ascii_whitespace()) {
             // A protobuf message may begin like text: its first byte is that of a line end, and a length of 123 that
             // of a brace. But it cannot go on for long without a byte that JSON never contains.
-            _ if prefix.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()) => Form::Proto,
-            Some(b'{') | None => Form::Json,
-            Some(b'[') => return Err(content(Some(line), "begins with a list; OTLP JSON begins with an object")),
-            Some(byte) if byte.is_ascii_graphic() && prefix.first() != Some(&0x0a) => {
-                return Err(content(Some(line), "is neither OTLP JSON nor an OTLP protobuf message"));
+            _ if prefix.iter().any(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace()) => Kind::Proto,
+            Some(b'{') | None => Kind::Json,
+            Some(b'[') => {
+                return Err(content(
+                    Some(line),
+                    "begins with a list; OTLP JSON, and a trace of MLflow, begin with an object",
+                ));
             }
-            Some(_) => Form::Proto,
+            Some(byte) if byte.is_ascii_graphic() && prefix.first() != Some(&0x0a) => {
+                return Err(content(Some(line), "is neither JSON nor an OTLP protobuf message"));
+            }
+            Some(_) => Kind::Proto,
         };
-        Ok(Self { reader, form, line: 1 })
+        Ok(Self { reader, kind, line: 1 })
     }
 
     /// The next document; nothing at the end.
     pub(super) fn next(&mut self) -> Result<Option<Document>, Bad> {
-        match self.form {
-            Form::End => Ok(None),
-            Form::Proto => {
-                self.form = Form::End;
+        match self.kind {
+            Kind::End => Ok(None),
+            Kind::Proto => {
+                self.kind = Kind::End;
                 let mut bytes = Vec::new();
                 self.reader.by_ref().take(LONGEST as u64 + 1).read_to_end(&mut bytes).map_err(read_error)?;
                 if bytes.len() > LONGEST {
                     return Err(content(None, "is larger than 1 GiB"));
                 }
-                Ok(Some(Document { bytes, kind: "application/x-protobuf", line: None }))
+                Ok(Some(Document { bytes, form: Form::Protobuf, line: None }))
             }
-            Form::Json => self.next_json(),
+            Kind::Json => self.next_json(),
         }
     }
 
@@ -91,7 +108,7 @@ impl Documents {
         match first {
             None => return Ok(None),
             Some(b'{') => {}
-            Some(_) => return Err(content(Some(start), "is not an object of OTLP JSON")),
+            Some(_) => return Err(content(Some(start), "is not an object, as OTLP JSON or a trace of MLflow")),
         }
         let mut bytes = Vec::new();
         let mut scan = Scan::default();
@@ -113,7 +130,11 @@ impl Documents {
             }
         }
         check_json(&bytes, start)?;
-        Ok(Some(Document { bytes, kind: "application/json", line: Some(start) }))
+        // In JSON a line break stands between tokens only, where a blank does as well.
+        for byte in bytes.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')) {
+            *byte = b' ';
+        }
+        Ok(Some(Document { bytes, form: Form::Line, line: Some(start) }))
     }
 }
 
@@ -150,25 +171,21 @@ impl Scan {
     }
 }
 
-/// Whether this is an object with spans in it. The daemon looks closer.
+/// Whether this is an object that may hold spans, so that what is not is said with its place in the file. The daemon
+/// looks closer.
 fn check_json(bytes: &[u8], start: u64) -> Result<(), Bad> {
     use serde::de::IgnoredAny;
-    use std::collections::BTreeMap;
-    let keys: BTreeMap<String, IgnoredAny> = serde_json::from_slice(bytes).map_err(|error| {
+    let wrong = |error: JsonError| {
+        content(Some(start + error.line.saturating_sub(1) as u64), format!("is not a trace: {}", error.problem))
+    };
+    if matches!(Dialect::of(bytes), Ok(Dialect::Mlflow)) {
+        return trace_json::to_wire(bytes).map(drop).map_err(wrong);
+    }
+    serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| {
         let line = start + error.line().saturating_sub(1) as u64;
         content(Some(line), format!("is not JSON: {error}"))
     })?;
-    if keys.contains_key("resourceSpans") || keys.contains_key("resource_spans") {
-        return Ok(());
-    }
-    let what = if keys.contains_key("resourceMetrics") {
-        "holds metrics; only traces are taken"
-    } else if keys.contains_key("resourceLogs") {
-        "holds logs; only traces are taken"
-    } else {
-        "is JSON but not OTLP: it has no resourceSpans"
-    };
-    Err(content(Some(start), what))
+    Dialect::of(bytes).map(drop).map_err(wrong)
 }
 
 fn decompressed(reader: impl Read + 'static) -> Result<Box<dyn BufRead>, Bad> {
@@ -250,13 +267,29 @@ mod tests {
         let text = format!("\n{ONE}\r\n\n{spread}\n{ONE}{ONE}");
         let expected = vec![
             (ONE.to_owned(), Some(2)),
-            (spread.to_owned(), Some(4)),
+            (spread.replace('\n', " "), Some(4)),
             (ONE.to_owned(), Some(7)),
             (ONE.to_owned(), Some(7)),
         ];
         assert_eq!(all(text.as_bytes()), Ok(expected));
         assert_eq!(all(b""), Ok(vec![]));
         assert_eq!(all(b" \n\n"), Ok(vec![]));
+    }
+
+    #[test]
+    fn traces_of_mlflow_are_documents_in_one_line() {
+        for json in [
+            &include_bytes!("../../tests/data/nested.mlflow-trace.json")[..],
+            include_bytes!("../../tests/data/nested.mlflow-traces.json"),
+        ] {
+            let text = [json, b"\n", json].concat();
+            let documents = all(&text).expect("two documents");
+            assert_eq!(documents.len(), 2);
+            for (document, _) in documents {
+                assert!(!document.contains('\n'));
+                assert_eq!(trace_json::to_wire(document.as_bytes()), trace_json::to_wire(json));
+            }
+        }
     }
 
     #[test]
@@ -281,7 +314,7 @@ mod tests {
         let message = [&[0x0a, 0x20, 0x0a, 0x0d][..], &[0xff; 300][..]].concat();
         let mut documents = Documents::new(Cursor::new(message.clone())).expect("opened");
         let document = documents.next().expect("read").expect("one");
-        assert_eq!((document.bytes, document.kind), (message, "application/x-protobuf"));
+        assert_eq!((document.bytes, document.form), (message, Form::Protobuf));
         assert!(documents.next().expect("read").is_none());
     }
 
@@ -300,8 +333,11 @@ mod tests {
             (format!("{ONE}\nhello\n"), "line 2: is not an object"),
             (format!("{ONE}\n{{\"resourceSpans\":"), "line 2: the object that begins here has no end"),
             (format!("{ONE}\n{{\n\"resourceSpans\": x}}"), "line 3: is not JSON"),
-            ("{\"resourceMetrics\":[]}".to_owned(), "line 1: holds metrics"),
-            ("{\"spans\":[]}".to_owned(), "no resourceSpans"),
+            ("\n{\"traces\":[]}".to_owned(), "line 2: is not a trace: neither OTLP JSON (no resourceSpans) nor"),
+            (
+                "{\"info\":{},\n\"data\":{\"spans\":[{\"name\":\"a\"}]}}".to_owned(),
+                "line 2: is not a trace: the span has no trace_id",
+            ),
             ("\n[{}]".to_owned(), "line 2: begins with a list"),
         ] {
             let error = all(text.as_bytes()).expect_err(&text);

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::client::connect_blocking;
 use crate::config::{self, Doors, Environment, Overrides};
 use crate::exit::{Exit, Failure};
 
@@ -34,7 +35,7 @@ pub(super) fn find(socket: Socket, overrides: &Overrides, environment: &Environm
             Socket::Spool => &doors.spool,
             Socket::Admin => &doors.admin,
         };
-        match std::os::unix::net::UnixStream::connect(path) {
+        match connect_blocking(path) {
             Ok(_) => return Ok(Found { path: path.clone(), doors: doors.clone() }),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 refused.get_or_insert_with(|| not_permitted(path));

@@ -3,6 +3,8 @@
 mod check;
 mod client;
 mod documents;
+mod env;
+mod feed;
 mod find;
 mod offline;
 mod page;
@@ -43,6 +45,8 @@ enum Command {
     Run(run::Run),
     /// Reads the configuration and says every mistake at once
     Check(check::Check),
+    /// Prints the settings that an app on this host needs to write to the daemon
+    Env(env::Env),
     /// Shows what waits, what was delivered, and what is wrong
     Status(status::Status),
     /// Hands traces from files to the running daemon
@@ -69,6 +73,7 @@ impl Cli {
         match self.command {
             Command::Run(command) => command.run(&overrides, environment),
             Command::Check(command) => command.run(&overrides, environment),
+            Command::Env(command) => command.run(&overrides, environment),
             Command::Status(command) => command.run(&overrides, environment),
             Command::Send(command) => command.run(&overrides, environment),
             Command::Verify(command) => command.run(&overrides, environment),

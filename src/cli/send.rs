@@ -5,26 +5,24 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use clap::Args;
 
-use super::client::{Answer, Client, block_on, within};
-use super::documents::{Bad, Document, Documents};
+use super::client::block_on;
+use super::documents::{Bad, Document, Documents, Form};
+use super::feed::Feed;
 use super::find::{Found, Socket, find};
 use super::test_trace::TestTrace;
 use crate::config::{Environment, Overrides};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::status::{Backend, BackendState, Status, Timestamp};
 
-/// First pause after the daemon had no room, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Pause between two looks at the backlog.
 const LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
 pub(super) struct Send {
-    /// Files with OTLP JSON (one document, or one a line) or an OTLP protobuf message, each also as gzip or zstd;
-    /// - is standard input
+    /// Files with OTLP JSON, MLflow's trace JSON (Trace.to_json(), traces.json), one document or many, or an OTLP protobuf
+    /// message, each also as gzip or zstd; - is standard input
     #[arg(value_name = "FILE", required_unless_present = "test", conflicts_with = "test")]
     files: Vec<PathBuf>,
     /// Sends one small marked trace instead
@@ -43,7 +41,7 @@ impl Send {
     pub(super) fn run(self, overrides: &Overrides, environment: &Environment) -> Outcome {
         let found = find(Socket::Spool, overrides, environment)?;
         block_on(async {
-            let mut door = Door { client: Client::new(found.path.clone()), found: &found, timeout: self.timeout };
+            let mut feed = Feed::new(found.path.clone(), self.timeout);
             // Counted before anything is sent, so that what goes wrong with it shows as a difference; and who may not
             // look at the backlog learns it before a second try would send everything twice.
             let before = match self.wait {
@@ -51,9 +49,9 @@ impl Send {
                 None => None,
             };
             if self.test {
-                self.send_test(&mut door).await?;
+                send_test(&mut feed, &found).await?;
             } else {
-                self.send_files(&mut door).await?;
+                self.send_files(&mut feed, &found).await?;
             }
             match (self.wait, before) {
                 (Some(limit), Some(before)) => wait(limit, &before, &found).await,
@@ -62,35 +60,42 @@ impl Send {
         })
     }
 
-    async fn send_test(&self, door: &mut Door<'_>) -> Outcome {
-        let test = TestTrace::new(SystemTime::now());
-        let body = Bytes::from(test.request);
-        door.offer(body, "application/x-protobuf", "the test trace").await?;
-        super::print(&format!(
-            "trace {} is on disk, acknowledged by the daemon at {}\n",
-            test.id,
-            door.found.path.display()
-        ))
-    }
-
-    async fn send_files(&self, door: &mut Door<'_>) -> Outcome {
-        let mut sent = 0_u64;
+    /// A document that is refused stops nothing: those behind it are as good as ever, and the user is told which are
+    /// not.
+    async fn send_files(&self, feed: &mut Feed, found: &Found) -> Outcome {
+        let mut outcome = Ok(());
         for file in &self.files {
-            let outcome = send_file(file, door, &mut sent).await;
-            outcome.map_err(|failure| match sent {
-                0 => failure,
-                _ => Failure { message: format!("{}\n{} before it on disk", failure.message, are(sent)), ..failure },
-            })?;
+            outcome = send_file(file, feed).await;
+            if outcome.is_err() {
+                break;
+            }
         }
-        super::print(&format!("{} on disk, acknowledged by the daemon at {}\n", are(sent), door.found.path.display()))
+        // What was read before a mistake is still on its way.
+        let finished = feed.finish().await;
+        let outcome = outcome.and(finished).and_then(|()| feed.conclude());
+        let said = format!("{}, acknowledged by the daemon at {}", feed.taken, found.path.display());
+        match outcome {
+            Ok(()) => super::print(&format!("{said}\n")),
+            Err(failure) if feed.taken.documents == 0 => Err(failure),
+            Err(failure) => Err(Failure { message: format!("{}\n{said}", failure.message), ..failure }),
+        }
     }
 }
 
-fn are(documents: u64) -> String {
-    if documents == 1 { "1 document is".into() } else { format!("{documents} documents are") }
+async fn send_test(feed: &mut Feed, found: &Found) -> Outcome {
+    let test = TestTrace::new(SystemTime::now());
+    let document = Document { bytes: test.request, form: Form::Protobuf, line: None };
+    feed.offer(document, "the test trace".into()).await?;
+    feed.conclude()?;
+    let record = feed.taken.records.map_or_else(String::new, |(record, _)| format!(" as record {record}"));
+    super::print(&format!(
+        "trace {} is on disk{record}, acknowledged by the daemon at {}\n",
+        test.id,
+        found.path.display()
+    ))
 }
 
-async fn send_file(file: &Path, door: &mut Door<'_>, sent: &mut u64) -> Outcome {
+async fn send_file(file: &Path, feed: &mut Feed) -> Outcome {
     let (name, reader): (String, Box<dyn Read>) = if file == Path::new("-") {
         ("standard input".into(), Box::new(std::io::stdin()))
     } else {
@@ -107,10 +112,9 @@ async fn send_file(file: &Path, door: &mut Door<'_>, sent: &mut u64) -> Outcome 
         Bad::Io(error) => unreadable(&name, &error),
     };
     let mut documents = Documents::new(reader).map_err(bad)?;
-    while let Some(Document { bytes, kind, line }) = documents.next().map_err(bad)? {
-        let place = line.map_or_else(|| name.clone(), |line| format!("{name}:{line}"));
-        door.offer(Bytes::from(bytes), kind, &place).await?;
-        *sent += 1;
+    while let Some(document) = documents.next().map_err(bad)? {
+        let place = document.line.map_or_else(|| name.clone(), |line| format!("{name}:{line}"));
+        feed.offer(document, place).await?;
     }
     Ok(())
 }
@@ -123,57 +127,6 @@ fn unreadable(name: &str, error: &std::io::Error) -> Failure {
         _ => Exit::Storage,
     };
     Failure::new(exit, format!("{name}: {error}"))
-}
-
-/// The daemon's spool socket.
-struct Door<'a> {
-    client: Client,
-    found: &'a Found,
-    timeout: Duration,
-}
-
-impl Door<'_> {
-    /// Offers one document until it is taken, refused for good, or time is up. A lost answer means that it is offered
-    /// again: twice is better than never.
-    async fn offer(&mut self, body: Bytes, kind: &str, place: &str) -> Outcome {
-        let end = Instant::now() + self.timeout;
-        let mut pause = PAUSES.0;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let answer = within(left, self.client.post("/v1/traces", kind, body.clone())).await;
-            let (exit, reason) = match answer {
-                Ok(answer) if answer.status.is_success() => return check_whole(&answer, place),
-                Ok(answer) => match answer.status.as_u16() {
-                    408 | 429 | 502..=504 => (Exit::TryLater, answer.reason()),
-                    401 | 403 => return Err(Failure::new(Exit::NotPermitted, refused(place, &answer))),
-                    400..=499 => return Err(Failure::new(Exit::BadInput, refused(place, &answer))),
-                    _ => return Err(Failure::new(Exit::Unavailable, refused(place, &answer))),
-                },
-                // It was there a moment ago, so it is probably being restarted.
-                Err(reason) => (Exit::Unavailable, reason),
-            };
-            if Instant::now() + pause >= end {
-                let limit = crate::config::units::time(self.timeout);
-                return Err(Failure::new(exit, format!("{place}: not taken within {limit}: {reason}")));
-            }
-            // Many senders that were refused together must not come back together.
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(PAUSES.1);
-        }
-    }
-}
-
-fn refused(place: &str, answer: &Answer) -> String {
-    format!("{place}: the daemon refuses it: {}", answer.reason())
-}
-
-/// The daemon takes a request whole or not at all; anything else in the answer would be news.
-fn check_whole(answer: &Answer, place: &str) -> Outcome {
-    if answer.body.is_empty() || &answer.body[..] == b"{}" {
-        return Ok(());
-    }
-    super::remark(&format!("{place}: taken, with an answer that is not understood"));
-    Ok(())
 }
 
 /// Waits until no backend has anything waiting that came in up to now. Lanes take the oldest first, so a backend

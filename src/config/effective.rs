@@ -6,8 +6,8 @@ use spool::Durability;
 
 use super::units::{bytes, time};
 use super::{
-    AfterRetryTimeout, Backend, Compression, Credentials, Experiment, Loaded, LogFormat, Origins, Remote, Socket,
-    StartAt, Target, WhenFull,
+    AfterRetryTimeout, Backend, Compression, Credentials, Experiment, Loaded, LogFormat, Origins, OtherSignals, Remote,
+    Socket, StartAt, Target, WhenFull,
 };
 
 /// Column at which the origins begin, when the value leaves room.
@@ -24,8 +24,27 @@ pub fn effective(loaded: &Loaded) -> String {
     page.line("max_request_bytes", quoted(bytes(receive.max_request_bytes)));
     page.line("max_in_flight_bytes", quoted(bytes(receive.max_in_flight_bytes)));
     page.line("insecure", receive.insecure.to_string());
+    if let Some(tls) = &receive.tls {
+        page.line("tls.cert", quoted(tls.cert.display()));
+        page.line("tls.key", quoted(tls.key.display()));
+        if let Some(client_ca) = &tls.client_ca {
+            page.line("tls.client_ca", quoted(client_ca.display()));
+        }
+    }
+    if let Some(token_file) = &receive.token_file {
+        page.line("token_file", quoted(token_file.display()));
+    }
+    page.line("keep_headers", format!("[{}]", receive.keep_headers.iter().map(quoted).collect::<Vec<_>>().join(", ")));
+    let other_signals = match receive.other_signals {
+        OtherSignals::Accept => "accept",
+        OtherSignals::Refuse => "refuse",
+    };
+    page.line("other_signals", quoted(other_signals));
     page.section("[receive.socket]", "receive.socket");
     page.socket("path", &receive.socket);
+    if let Some(uids) = &receive.allow_uids {
+        page.line("allow_uids", format!("[{}]", uids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")));
+    }
     page.section("[receive.mlflow]", "receive.mlflow");
     page.line("enabled", receive.mlflow.enabled.to_string());
     page.line("experiment_id", quoted(&receive.mlflow.experiment_id));
@@ -102,6 +121,9 @@ impl Page<'_> {
 
     fn socket(&mut self, path: &str, socket: &Socket) {
         self.line(path, quoted(socket.path.display()));
+        if Socket::abstract_name(&socket.path).is_some() {
+            return;
+        }
         self.line("mode", quoted(format!("{:04o}", socket.mode)));
         if let Some(group) = &socket.group {
             self.line("group", quoted(group));

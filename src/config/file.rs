@@ -7,16 +7,13 @@ use spool::Durability;
 use toml::de::DeTable;
 
 use super::section::{At, Document, Found, Section};
-use super::{AfterRetryTimeout, Compression, Environment, Finding, LogFormat, Origin, StartAt, WhenFull, remote};
+use super::{
+    AfterRetryTimeout, Compression, Environment, Finding, LogFormat, Origin, OtherSignals, StartAt, WhenFull, remote,
+};
 
 /// Keys that the documentation of later versions names. Whoever writes one is told that it is not a typing error.
 const NOT_YET: &[&str] = &[
-    "receive.tls",
-    "receive.token_file",
-    "receive.keep_headers",
-    "receive.other_signals",
     "receive.directory",
-    "receive.socket.allow_uids",
     "delivery.order",
     "delivery.use_mlflow_limits",
     "delivery.requests_per_second",
@@ -54,8 +51,22 @@ pub(super) struct Receive {
     pub max_request_bytes: Option<Found<u64>>,
     pub max_in_flight_bytes: Option<Found<u64>>,
     pub insecure: Option<Found<bool>>,
+    pub tls: Option<ServerTls>,
+    pub token_file: Option<Found<PathBuf>>,
+    /// It was there and could not be read: a mistake of its own, and no reason for others.
+    pub guard_present: bool,
+    pub keep_headers: Option<Found<Vec<Found<String>>>>,
+    pub other_signals: Option<Found<OtherSignals>>,
     pub socket: Socket,
     pub mlflow: Mlflow,
+    pub allow_uids: Option<Found<Vec<u32>>>,
+}
+
+#[derive(Debug)]
+pub(super) struct ServerTls {
+    pub cert: Option<Found<PathBuf>>,
+    pub key: Option<Found<PathBuf>>,
+    pub client_ca: Option<Found<PathBuf>>,
 }
 
 #[derive(Debug, Default)]
@@ -193,7 +204,7 @@ fn read(root: &Section<'_, '_>) -> Config {
         backends: root.sections("backend").into_iter().map(backend).collect(),
         admin: {
             let section = root.section("admin");
-            let socket = socket(&section, "socket");
+            let socket = socket(&section, section.path("socket"));
             section.finish();
             socket
         },
@@ -204,19 +215,26 @@ fn read(root: &Section<'_, '_>) -> Config {
 }
 
 fn receive(section: Section<'_, '_>) -> Receive {
+    let inner = section.section("socket");
     let receive = Receive {
         listen: section.strings("listen"),
         max_request_bytes: section.bytes("max_request_bytes"),
         max_in_flight_bytes: section.bytes("max_in_flight_bytes"),
         insecure: section.boolean("insecure"),
-        socket: {
-            let inner = section.section("socket");
-            let socket = socket(&inner, "path");
-            inner.finish();
-            socket
-        },
+        tls: server_tls(&section),
+        token_file: section.existing_file("token_file"),
+        guard_present: section.has("tls") || section.has("token_file"),
+        keep_headers: section.strings("keep_headers"),
+        other_signals: choice(
+            &section,
+            "other_signals",
+            &[("accept", OtherSignals::Accept), ("refuse", OtherSignals::Refuse)],
+        ),
+        allow_uids: inner.uids("allow_uids"),
+        socket: socket(&inner, inner.socket_path("path")),
         mlflow: mlflow(section.section("mlflow")),
     };
+    inner.finish();
     section.finish();
     receive
 }
@@ -231,8 +249,25 @@ fn mlflow(section: Section<'_, '_>) -> Mlflow {
     mlflow
 }
 
-fn socket(section: &Section<'_, '_>, path: &'static str) -> Socket {
-    Socket { path: section.path(path), mode: section.mode("mode"), group: section.string("group") }
+fn server_tls(section: &Section<'_, '_>) -> Option<ServerTls> {
+    if !section.has("tls") {
+        return None;
+    }
+    let section = section.section("tls");
+    let tls = ServerTls {
+        cert: section.existing_file("cert"),
+        key: section.existing_file("key"),
+        client_ca: section.existing_file("client_ca"),
+    };
+    if !section.has("cert") || !section.has("key") {
+        section.mistake(&section.at(), "needs cert and key");
+    }
+    section.finish();
+    Some(tls)
+}
+
+fn socket(section: &Section<'_, '_>, path: Option<Found<PathBuf>>) -> Socket {
+    Socket { path, mode: section.mode("mode"), group: section.string("group") }
 }
 
 fn spool(section: Section<'_, '_>) -> Spool {

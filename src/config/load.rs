@@ -11,7 +11,7 @@ use super::section::{At, Found};
 use super::settle::Settle;
 use super::{
     Admin, AfterRetryTimeout, Backend, Config, DeadLetters, Delivery, Environment, Finding, Log, LogFormat, Mistakes,
-    MlflowCalls, Origin, Origins, Receive, Socket, Spool, Target, WhenFull, backends, file,
+    MlflowCalls, Origin, Origins, Receive, ServerTls, Socket, Spool, Target, WhenFull, backends, file, kept_headers,
 };
 
 const KIB: u64 = 1 << 10;
@@ -166,24 +166,9 @@ fn read_file(
 fn build(written: file::Config, overrides: &Overrides, places: &Places, settle: &mut Settle<'_>) -> Config {
     let file::Config { state_dir, receive, spool, delivery, dead_letters, backends, admin, log } = written;
     let listen_at = receive.listen.as_ref().map(|found| found.at.clone());
-    let doors = settle_doors(state_dir, receive.socket.path, admin.path, overrides, places, settle);
-    let socket = |path: &Path, mode, group, default, settle: &mut Settle<'_>| Socket {
-        path: path.to_owned(),
-        mode: settle.or(mode, default),
-        group: settle.optional(group),
-    };
-    let receive = Receive {
-        socket: socket(&doors.spool, receive.socket.mode, receive.socket.group, 0o660, settle),
-        mlflow: build_mlflow(receive.mlflow, settle),
-        ..build_receive(
-            receive.listen,
-            receive.insecure,
-            receive.max_request_bytes,
-            receive.max_in_flight_bytes,
-            settle,
-        )
-    };
-    let admin = Admin { socket: socket(&doors.admin, admin.mode, admin.group, 0o600, settle) };
+    let doors = settle_doors(state_dir, receive.socket.path.clone(), admin.path, overrides, places, settle);
+    let receive = build_receive(receive, &doors.spool, settle);
+    let admin = Admin { socket: build_socket(&doors.admin, admin.mode, admin.group, 0o600, settle) };
     let spool = build_spool(spool, settle);
     let dead_letters = DeadLetters {
         max_bytes: settle.bytes(dead_letters.max_bytes, 2 * GIB, 0..=LARGEST),
@@ -276,40 +261,78 @@ fn socket_path(found: Option<Found<PathBuf>>, default: PathBuf, key: &str, settl
     path
 }
 
-fn build_receive(
-    listen: Option<Found<Vec<Found<String>>>>,
-    insecure: Option<Found<bool>>,
-    max_request_bytes: Option<Found<u64>>,
-    max_in_flight_bytes: Option<Found<u64>>,
+fn build_socket(
+    path: &Path,
+    mode: Option<Found<u32>>,
+    group: Option<Found<String>>,
+    default_mode: u32,
     settle: &mut Settle<'_>,
-) -> Receive {
-    let insecure = settle.or(insecure, false);
-    let request_at = max_request_bytes.as_ref().map(|found| found.at.clone());
-    let in_flight_at = max_in_flight_bytes.as_ref().map(|found| found.at.clone());
-    let max_request_bytes = settle.bytes(max_request_bytes, 64 * MIB, KIB..=GIB);
-    let max_in_flight_bytes = settle.bytes(max_in_flight_bytes, 256 * MIB, KIB..=LARGEST);
-    if max_in_flight_bytes < max_request_bytes {
+) -> Socket {
+    if Socket::abstract_name(path).is_some() {
+        let written = [mode.as_ref().map(|found| &found.at), group.as_ref().map(|found| &found.at)];
+        for at in written.into_iter().flatten() {
+            let message =
+                "means nothing for an abstract socket, which everybody on this machine can open; use allow_uids";
+            settle.mistake(at, message);
+        }
+    }
+    Socket { path: path.to_owned(), mode: settle.or(mode, default_mode), group: settle.optional(group) }
+}
+
+/// Of a request, at one moment, this many copies may be in memory: compressed and not, or JSON and wire. The share that
+/// is held for small requests comes on top.
+const COPIES: u64 = 3;
+
+fn build_receive(written: file::Receive, socket: &Path, settle: &mut Settle<'_>) -> Receive {
+    let insecure = settle.or(written.insecure, false);
+    let tls = written.tls.and_then(|tls| {
+        let (cert, key) = (settle.optional(tls.cert), settle.optional(tls.key));
+        let client_ca = settle.optional(tls.client_ca);
+        // What is missing was said when the file was read.
+        Some(ServerTls { cert: cert?, key: key?, client_ca })
+    });
+    let token_file = settle.optional(written.token_file);
+    let request_at = written.max_request_bytes.as_ref().map(|found| found.at.clone());
+    let in_flight_at = written.max_in_flight_bytes.as_ref().map(|found| found.at.clone());
+    let max_request_bytes = settle.bytes(written.max_request_bytes, 64 * MIB, KIB..=GIB);
+    let max_in_flight_bytes = settle.bytes(written.max_in_flight_bytes, 256 * MIB, KIB..=LARGEST);
+    if max_in_flight_bytes < COPIES * max_request_bytes {
         let at = in_flight_at.or(request_at).unwrap_or_else(|| unwritten("receive.max_in_flight_bytes"));
         settle.mistake(
             &at,
             format!(
-                "does not fit: max_in_flight_bytes ({}) must be at least max_request_bytes ({})",
+                "does not fit: max_in_flight_bytes ({}) must be at least three times max_request_bytes ({}), because \
+                 a compressed request, or one in JSON, is in memory twice for a moment, and small requests have a \
+                 share of their own",
                 super::units::bytes(max_in_flight_bytes),
                 super::units::bytes(max_request_bytes)
             ),
         );
     }
-    let listen = match listen {
+    let listen = match written.listen {
         None => vec![SocketAddr::from(([127, 0, 0, 1], 4317)), SocketAddr::from(([127, 0, 0, 1], 4318))],
         Some(found) => {
             let hidden = found.at.hidden || found.value.iter().any(|entry| entry.at.hidden);
             settle.origins.set(found.at.key.clone(), found.at.origin.clone(), hidden);
-            build_listen(found.value, insecure, settle)
+            build_listen(found.value, insecure || written.guard_present, settle)
         }
     };
-    // The caller fills in the socket, and MLflow's calls.
-    let socket = Socket { path: PathBuf::new(), mode: 0, group: None };
-    Receive { listen, max_request_bytes, max_in_flight_bytes, insecure, socket, mlflow: MlflowCalls::default() }
+    let keep_headers = written.keep_headers.map_or_else(Vec::new, |found| kept_headers::build(found, settle));
+    let allow_uids = settle.optional(written.allow_uids);
+    let mlflow = build_mlflow(written.mlflow, settle);
+    Receive {
+        listen,
+        max_request_bytes,
+        max_in_flight_bytes,
+        insecure,
+        tls,
+        token_file,
+        keep_headers,
+        other_signals: settle.or(written.other_signals, super::OtherSignals::default()),
+        socket: build_socket(socket, written.socket.mode, written.socket.group, 0o660, settle),
+        allow_uids,
+        mlflow,
+    }
 }
 
 fn build_mlflow(written: file::Mlflow, settle: &mut Settle<'_>) -> MlflowCalls {
@@ -328,18 +351,18 @@ fn build_mlflow(written: file::Mlflow, settle: &mut Settle<'_>) -> MlflowCalls {
     calls
 }
 
-fn build_listen(entries: Vec<Found<String>>, insecure: bool, settle: &mut Settle<'_>) -> Vec<SocketAddr> {
+fn build_listen(entries: Vec<Found<String>>, guarded: bool, settle: &mut Settle<'_>) -> Vec<SocketAddr> {
     let mut listen: Vec<SocketAddr> = Vec::new();
     for Found { value, at } in entries {
         let Ok(door) = value.trim().parse::<SocketAddr>() else {
             settle.mistake(&at, "must be an IP address and a port such as \"127.0.0.1:4317\" or \"[::1]:4317\"");
             continue;
         };
-        if !door.ip().to_canonical().is_loopback() && !insecure {
+        if !door.ip().to_canonical().is_loopback() && !guarded {
             settle.mistake(
                 &at,
-                "can be reached from other machines, and everybody there could write; use a loopback address, or say \
-                 insecure = true in [receive]",
+                "can be reached from other machines, and everybody there could write; use a loopback address, or set \
+                 tls or token_file in [receive], or say insecure = true there",
             );
         }
         let overlaps = |other: &SocketAddr| {

@@ -10,6 +10,7 @@ mod environment;
 mod expand;
 mod file;
 mod finding;
+mod kept_headers;
 mod load;
 mod mlflow_variables;
 mod otel_variables;
@@ -62,10 +63,20 @@ pub struct Receive {
     pub max_in_flight_bytes: u64,
     /// The operator knows that whoever reaches a listener beyond loopback may write to it.
     pub insecure: bool,
+    /// The TCP listeners speak TLS.
+    pub tls: Option<ServerTls>,
+    /// Whoever comes over TCP must know the token in this file, which is read again when it changes.
+    pub token_file: Option<PathBuf>,
+    /// Names, in lower case, of the apps' headers that are stored and passed on.
+    pub keep_headers: Vec<String>,
+    /// What becomes of metrics and logs.
+    pub other_signals: OtherSignals,
     /// The spool socket.
     pub socket: Socket,
     /// MLflow's own calls.
     pub mlflow: MlflowCalls,
+    /// The only users that may write to the spool socket; everybody whom its mode admits when absent.
+    pub allow_uids: Option<Vec<u32>>,
 }
 
 /// MLflow's own calls on the listeners and the spool socket.
@@ -85,15 +96,52 @@ impl Default for MlflowCalls {
     }
 }
 
+impl Receive {
+    /// Whether a listener may be open to other machines: something keeps strangers out, or the operator wants none of
+    /// that.
+    pub fn is_guarded(&self) -> bool {
+        self.insecure || self.tls.is_some() || self.token_file.is_some()
+    }
+}
+
+/// What the listeners need to speak TLS; files in PEM form.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    /// The certificate, and those between it and its authority.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Authorities; a client must show a certificate of one of them.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What becomes of metrics and logs that SDKs send beside traces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OtherSignals {
+    /// Answered with success, counted, dropped.
+    #[default]
+    Accept,
+    /// Answered as by a receiver that does not know them.
+    Refuse,
+}
+
 /// A Unix socket and who may open it.
 #[derive(Debug, Clone)]
 pub struct Socket {
-    /// Where it is bound.
+    /// Where it is bound: a path, or `@` and a name in the abstract name space (unix(7)), which has neither mode nor
+    /// group.
     pub path: PathBuf,
     /// Permission bits, for example `0o660`.
     pub mode: u32,
     /// Owning group; the daemon's own when absent.
     pub group: Option<String>,
+}
+
+impl Socket {
+    /// The name of an abstract socket.
+    pub fn abstract_name(path: &std::path::Path) -> Option<&[u8]> {
+        path.as_os_str().as_encoded_bytes().strip_prefix(b"@")
+    }
 }
 
 /// Limits of the journal.

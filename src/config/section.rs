@@ -147,6 +147,24 @@ impl<'d, 'i> Section<'d, 'i> {
         Some(found.map(|text| self.document.beside().join(text)))
     }
 
+    /// The place of a Unix socket: a path, or `@` and a name in the abstract name space.
+    pub(super) fn socket_path(&self, key: &'static str) -> Option<Found<PathBuf>> {
+        let found = self.string(key)?;
+        match found.value.strip_prefix('@') {
+            None if self.is_path(&found) => Some(found.map(|text| self.document.beside().join(text))),
+            None => None,
+            Some("") => {
+                self.mistake(&found.at, "has no name behind the \"@\"");
+                None
+            }
+            Some(name) if name.contains('\0') => {
+                self.mistake(&found.at, "contains a zero byte");
+                None
+            }
+            Some(_) => Some(found.map(PathBuf::from)),
+        }
+    }
+
     /// A file that must exist; a relative path is meant among the credentials, then beside the file.
     pub(super) fn existing_file(&self, key: &'static str) -> Option<Found<PathBuf>> {
         let found = self.string(key)?;
@@ -195,6 +213,30 @@ impl<'d, 'i> Section<'d, 'i> {
                 None
             }
         }
+    }
+
+    /// A list of user ids.
+    pub(super) fn uids(&self, key: &'static str) -> Option<Found<Vec<u32>>> {
+        let (value, at) = self.value(key)?;
+        let DeValue::Array(array) = value.get_ref() else {
+            return self.wrong(&at, value, "a list of user ids such as [1000]");
+        };
+        let uid = |element: &Spanned<DeValue<'_>>| {
+            let DeValue::Integer(integer) = element.get_ref() else { return None };
+            u32::from_str_radix(integer.as_str(), integer.radix()).ok()
+        };
+        let Some(uids) = array.iter().map(uid).collect::<Option<Vec<_>>>() else {
+            self.mistake(&at, "must be a list of user ids, which are whole numbers");
+            return None;
+        };
+        if uids.is_empty() {
+            self.mistake(
+                &at,
+                "is empty, so nobody could write to the socket; leave it out to let everybody whom the mode admits",
+            );
+            return None;
+        }
+        Some(Found { value: uids, at })
     }
 
     /// A truth value.

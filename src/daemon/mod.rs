@@ -26,7 +26,7 @@ use crate::config::{Config, Loaded, Target};
 use crate::deliver::{Lane, LaneParts};
 use crate::intake::{Commands, Committer, CommitterParts, Intake, Limits};
 use crate::ledger::{self, Follower, Ledger};
-use crate::receive::{self, Budget, Doors, Received, Reception};
+use crate::receive::{self, Budget, Doors, Inherited, Received, Reception};
 use crate::side::Side;
 use notify::Notify;
 use state_dir::{StateDir, StateDirError};
@@ -75,14 +75,14 @@ pub enum Fatal {
 ///
 /// # Errors
 /// Why it did not start, or had to end.
-pub fn run(loaded: &Loaded, notify: &Notify) -> Result<(), Fatal> {
+pub fn run(loaded: &Loaded, inherited: Inherited, notify: &Notify) -> Result<(), Fatal> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|source| Fatal::System { operation: "start the runtime", source })?;
     // Traces hold prompts and answers: whatever a library creates below is for nobody else. Sockets set their own mode.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    let built = Built::build(&loaded.config)?;
+    let built = Built::build(&loaded.config, inherited)?;
     let result = runtime.block_on(async {
         let mut running = built.start(loaded)?;
         tell(notify, "READY=1");
@@ -112,9 +112,9 @@ struct Built {
 }
 
 impl Built {
-    fn build(config: &Config) -> Result<Self, Fatal> {
+    fn build(config: &Config, inherited: Inherited) -> Result<Self, Fatal> {
         let state_dir = StateDir::open(&config.state_dir)?;
-        let doors = Doors::bind(&config.receive)?;
+        let doors = Doors::bind(&config.receive, inherited)?;
         let admin = Admin::bind(&config.admin)?;
         let backends = config.backends.iter().map(build_backend).collect::<Result<_, _>>()?;
 
@@ -138,6 +138,7 @@ impl Built {
         let Self { doors, admin, store, follower, backends, relay, state_dir } = self;
         let Store { writer, journal, side, accounts, clock, .. } = store;
         let ledger_bytes = follower.bytes();
+        let id: Arc<str> = state_dir.id()?.into();
         let (stop_doors, doors_stopped) = watch::channel(false);
         let (stop_lanes, lanes_stopped) = watch::channel(false);
         let (jobs, waiting) = mpsc::channel(JOBS);
@@ -163,6 +164,7 @@ impl Built {
         for (backend, settings) in backends.into_iter().zip(&config.backends) {
             let lane = Lane::new(LaneParts {
                 name: settings.name.clone(),
+                id: Arc::clone(&id),
                 backend,
                 delivery: settings.delivery.clone(),
                 journal: journal.clone(),
@@ -178,7 +180,7 @@ impl Built {
 
         let received = Arc::new(Received::default());
         let budget = Budget::new(config.receive.max_in_flight_bytes);
-        let reception = Reception::new(&config.receive, Intake::new(jobs), budget, Arc::clone(&received));
+        let reception = Reception::new(&config.receive, &id, Intake::new(jobs), budget, Arc::clone(&received))?;
         let books = (Arc::clone(&accounts), commands);
         let reception = reception.with_mlflow(&config.receive, relay, books);
         let addresses = doors.addresses();
@@ -425,7 +427,7 @@ fn greet(loaded: &Loaded, addresses: &[std::net::SocketAddr], socket: &str) {
     for address in addresses {
         info!("listening on {address} (OTLP over gRPC and HTTP)");
     }
-    info!("listening on {socket} (OTLP over gRPC and HTTP)");
+    info!("listening on {socket} (OTLP over gRPC and HTTP, and JSON lines)");
     info!("storing in {} (at most {})", config.state_dir.display(), bytesize::ByteSize(config.spool.max_bytes));
     for backend in &config.backends {
         info!("shipping to {} ({})", backend.name, loaded.place(backend));

@@ -79,6 +79,46 @@ impl StateDir {
         Ok(Self { path: path.to_path_buf(), _lock: lock })
     }
 
+    /// This daemon's id, which requests carry on to other daemons so that none goes round in a loop: 16 hex digits,
+    /// made at the first start. A copy of the directory on another machine is another daemon.
+    ///
+    /// # Errors
+    /// [`StateDirError::Io`].
+    pub fn id(&self) -> Result<String, StateDirError> {
+        let path = self.path.join("ID");
+        let failed = |operation, path: &Path| {
+            let path = path.to_path_buf();
+            move |source| StateDirError::Io { operation, path, source }
+        };
+        let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let machine = machine.trim();
+        let known = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => return Err(failed("read", &path)(source)),
+        };
+        if let Some((id, of_machine)) = known.trim_end_matches('\n').split_once(' ')
+            && of_machine == machine
+            && id.len() == 16
+            && id.bytes().all(|byte| byte.is_ascii_hexdigit())
+        {
+            return Ok(id.to_owned());
+        }
+        let id = format!("{:016x}", fastrand::u64(..));
+        let fresh = self.path.join("ID.new");
+        let mut options = fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)
+            .map_err(failed("write", &fresh))?;
+        writeln!(file, "{id} {machine}").and_then(|()| file.sync_all()).map_err(failed("write", &fresh))?;
+        fs::rename(&fresh, &path).map_err(failed("write", &path))?;
+        Ok(id)
+    }
+
     /// The directory of the journal.
     #[must_use]
     pub fn journal(&self) -> PathBuf {
@@ -210,6 +250,19 @@ mod tests {
         assert!(refused.contains(&std::process::id().to_string()), "{refused}");
         drop(held);
         StateDir::open(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn the_id_stays_but_not_on_another_machine() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let state_dir = StateDir::open(dir.path()).expect("free");
+        let id = state_dir.id().expect("made");
+        assert_eq!(id.len(), 16);
+        assert_eq!(state_dir.id().expect("read"), id);
+        for other in [format!("{id} another-machine\n"), "damaged".into(), String::new()] {
+            fs::write(dir.path().join("ID"), other).expect("written");
+            assert_ne!(state_dir.id().expect("made anew"), id);
+        }
     }
 
     #[test]

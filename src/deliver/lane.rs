@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::backoff::Backoff;
 use super::concurrency::Concurrency;
-use super::parcel::{Parcel, TraceId, take_due, take_fresh};
+use super::parcel::{Parcel, PassedOn, TraceId, take_due, take_fresh};
 use super::patience::Patience;
 use super::suspect::{BREAKER, Case};
 use super::turns::Turns;
@@ -28,6 +28,8 @@ use crate::side::Side;
 const WINDOW_RECORDS: u64 = 65_536;
 /// A call of so many bytes is no small part of its commit group, and not copied out of it.
 const CALL_KEPT_SHARED: usize = 1 << 20;
+/// Parcels that are filled at once: an app may send another header with every request.
+const OPEN_MAX: usize = 256;
 /// How long a stopping lane waits for the requests under way.
 const STOP_GRACE: Duration = Duration::from_secs(3);
 /// Nothing is given up so soon after a start, for the backend may just be starting too.
@@ -44,6 +46,8 @@ const SIZE_LIMIT_MIN: u64 = 256 << 10;
 pub struct LaneParts {
     /// The backend's name, the key of its books.
     pub name: String,
+    /// This daemon's id, which goes with every request.
+    pub id: Arc<str>,
     /// Where it sends.
     pub backend: Arc<Backend>,
     /// How it sends.
@@ -298,7 +302,7 @@ impl Lane {
         self.busy.extend(&parcel.traces);
         self.parts.accounts.note(&self.parts.name, |account| account.attempts += 1);
         let backend = Arc::clone(&self.parts.backend);
-        let mut batch = parcel.batch();
+        let mut batch = parcel.batch(&self.parts.id);
         batch.promised = self.promised(&parcel);
         self.in_flight.spawn(async move {
             let outcome = backend.attempt(&batch).await;
@@ -395,16 +399,22 @@ impl Lane {
         }
         let open = &mut self.open;
         let partition = self.parts.backend.partition(record.envelope.experiment.as_deref());
-        let at = open.iter().position(|parcel| parcel.experiment.as_deref() == partition);
+        let envelope = &record.envelope;
+        let at = open
+            .iter()
+            .position(|parcel| parcel.experiment.as_deref() == partition && parcel.passed_on.is_of(envelope));
         let at = at.unwrap_or_else(|| {
-            open.push(Parcel::new(partition.map(str::to_owned), now));
+            if open.len() == OPEN_MAX {
+                self.queue.push_back(open.remove(0));
+            }
+            open.push(Parcel::new(partition.map(str::to_owned), PassedOn::of(envelope), now));
             open.len() - 1
         });
         let size = record.payload.len() as u64;
         let full = !open[at].records.is_empty() && open[at].bytes() + size > batch_bytes;
         if full {
-            let experiment = open[at].experiment.clone();
-            let parcel = std::mem::replace(&mut open[at], Parcel::new(experiment, now));
+            let (experiment, passed_on) = (open[at].experiment.clone(), open[at].passed_on.clone());
+            let parcel = std::mem::replace(&mut open[at], Parcel::new(experiment, passed_on, now));
             self.queue.push_back(parcel);
         }
         if self.parts.backend.keeps_traces_apart() {
@@ -419,7 +429,8 @@ impl Lane {
     /// A call is a request of its own.
     fn queue_call(&mut self, record: Record, now: Instant) {
         let partition = self.parts.backend.partition(record.envelope.experiment.as_deref());
-        let mut parcel = Parcel::new(partition.map(str::to_owned), now);
+        let passed_on = PassedOn::of(&record.envelope);
+        let mut parcel = Parcel::new(partition.map(str::to_owned), passed_on, now);
         parcel.traces.extend(&record.envelope.trace_ids);
         self.turns.enter(record.number, &record.envelope.trace_ids);
         let is_small = record.payload.len() < CALL_KEPT_SHARED;

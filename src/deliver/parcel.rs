@@ -4,14 +4,39 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
-use spool::{Record, Tally};
+use spool::{Envelope, Record, Tally};
 
 use super::suspect::Case;
 use super::turns::Turns;
-use crate::backend::Batch;
+use crate::backend::{Batch, VIA};
 
 /// Identifies a trace among those under way.
 pub(super) type TraceId = [u8; 16];
+
+/// What goes on with a record beside its payload: only records that share it share a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct PassedOn {
+    headers: Vec<(String, String)>,
+    via: Vec<String>,
+}
+
+impl PassedOn {
+    pub(super) fn of(envelope: &Envelope) -> Self {
+        Self { headers: envelope.headers.clone(), via: envelope.via.clone() }
+    }
+
+    pub(super) fn is_of(&self, envelope: &Envelope) -> bool {
+        self.headers == envelope.headers && self.via == envelope.via
+    }
+
+    /// The headers of the request, the daemon's own id among them.
+    fn headers(&self, own_id: &str) -> Vec<(String, String)> {
+        let mut headers = self.headers.clone();
+        let via: Vec<_> = self.via.iter().map(String::as_str).chain([own_id]).collect();
+        headers.push((VIA.to_owned(), via.join(",")));
+        headers
+    }
+}
 
 /// One or more records of one partition, in order: the content of one request.
 #[derive(Debug)]
@@ -21,6 +46,8 @@ pub(super) struct Parcel {
     bytes: u64,
     /// All of them go to this experiment, where the backend tells experiments apart.
     pub(super) experiment: Option<String>,
+    /// All of them came with it.
+    pub(super) passed_on: PassedOn,
     /// Traces in it; empty for backends that take the same trace in two requests at once.
     pub(super) traces: BTreeSet<TraceId>,
     /// Attempts until now.
@@ -40,11 +67,12 @@ pub(super) struct Parcel {
 }
 
 impl Parcel {
-    pub(super) fn new(experiment: Option<String>, now: Instant) -> Self {
+    pub(super) fn new(experiment: Option<String>, passed_on: PassedOn, now: Instant) -> Self {
         Self {
             records: Vec::new(),
             bytes: 0,
             experiment,
+            passed_on,
             traces: BTreeSet::new(),
             attempts: 0,
             first_attempt_ns: 0,
@@ -82,10 +110,11 @@ impl Parcel {
         }
     }
 
-    pub(super) fn batch(&self) -> Batch {
+    pub(super) fn batch(&self, own_id: &str) -> Batch {
         Batch {
             requests: self.records.iter().map(|record| record.payload.clone()).collect(),
             experiment: self.experiment.clone(),
+            headers: self.passed_on.headers(own_id),
             spans: self.records.iter().map(|record| u64::from(record.envelope.spans)).sum(),
             promised: None,
             call: self.records.first().and_then(|record| record.envelope.call.clone()),
@@ -114,7 +143,8 @@ impl Parcel {
     /// Some of its records, with its history. All parts wait for each other's traces, which is more than need be.
     fn part(&self, records: Vec<Record>) -> Self {
         let bytes = records.iter().map(|record| record.payload.len() as u64).sum();
-        Self { records, bytes, experiment: self.experiment.clone(), traces: self.traces.clone(), ..*self }
+        let (experiment, passed_on, traces) = (self.experiment.clone(), self.passed_on.clone(), self.traces.clone());
+        Self { records, bytes, experiment, passed_on, traces, ..*self }
     }
 }
 
@@ -139,14 +169,29 @@ pub(super) fn take_fresh(queue: &mut VecDeque<Parcel>, known: usize, turns: &Tur
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spool::Envelope;
 
     fn parcel(sizes: &[usize]) -> Parcel {
-        let mut parcel = Parcel::new(Some("7".to_owned()), Instant::now());
+        let mut parcel = Parcel::new(Some("7".to_owned()), PassedOn::default(), Instant::now());
         for (number, size) in (1..).zip(sizes) {
             parcel.push(Record { number, envelope: Envelope::default(), payload: vec![0; *size].into() });
         }
         parcel
+    }
+
+    #[test]
+    fn what_is_passed_on_ends_in_the_own_id() {
+        let mut envelope = Envelope {
+            headers: vec![("x-team".into(), "a".into()), ("x-team".into(), "b".into())],
+            via: vec!["1".into()],
+            ..Envelope::default()
+        };
+        let passed_on = PassedOn::of(&envelope);
+        assert!(passed_on.is_of(&envelope));
+        let expected = [("x-team", "a"), ("x-team", "b"), (VIA, "1,me")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(passed_on.headers("me"), expected);
+        envelope.via.clear();
+        assert!(!passed_on.is_of(&envelope), "records that passed other daemons travel apart");
+        assert_eq!(PassedOn::default().headers("me"), [(VIA.to_owned(), "me".to_owned())]);
     }
 
     #[test]

@@ -50,13 +50,13 @@ mod tests {
 
     use spool::{Call, Envelope, Record};
 
-    use super::super::parcel::{take_due, take_fresh};
+    use super::super::parcel::{PassedOn, take_due, take_fresh};
     use super::*;
 
     fn parcel(number: u64, trace: TraceId, is_call: bool) -> Parcel {
         let call = Call { method: "PATCH".into(), path: "/".into(), content_type: None };
         let envelope = Envelope { call: is_call.then_some(call), ..Envelope::default() };
-        let mut parcel = Parcel::new(None, Instant::now());
+        let mut parcel = Parcel::new(None, PassedOn::of(&envelope), Instant::now());
         parcel.traces.insert(trace);
         parcel.push(Record { number, envelope, payload: bytes::Bytes::new() });
         parcel

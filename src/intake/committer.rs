@@ -468,6 +468,8 @@ impl Committer {
                 door: submission.door,
                 experiment: submission.experiment,
                 workspace: submission.workspace,
+                headers: submission.headers,
+                via: submission.via,
                 peer_uid: submission.peer_uid,
                 trace_ids: trace_ids.unwrap_or_default(),
                 call,

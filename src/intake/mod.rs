@@ -27,6 +27,10 @@ pub struct Submission {
     pub experiment: Option<String>,
     /// `X-MLFLOW-WORKSPACE`, when the client named one.
     pub workspace: Option<String>,
+    /// The headers that the operator wants kept, in order.
+    pub headers: Vec<(String, String)>,
+    /// Ids of the daemons that it passed.
+    pub via: Vec<String>,
     /// Peer of a Unix socket.
     pub peer_uid: Option<u32>,
     /// Set when the payload is no OTLP request, but the body of one of MLflow's own calls about a trace.
@@ -164,9 +168,21 @@ impl Intake {
     /// # Errors
     /// The refusal to answer with.
     pub async fn submit(&self, submission: Submission) -> Result<Receipt, Refusal> {
+        self.enqueue(submission).await?.await.unwrap_or(Err(Refusal::Failed))
+    }
+
+    /// Puts the request into the queue, in which requests stay in the order of these calls; the answer comes when it is
+    /// durable. It is stored also when nobody waits for that.
+    ///
+    /// # Errors
+    /// The refusal to answer with.
+    pub async fn enqueue(
+        &self,
+        submission: Submission,
+    ) -> Result<oneshot::Receiver<Result<Receipt, Refusal>>, Refusal> {
         let (answer, answered) = oneshot::channel();
         // A full queue is waited for: its length is bounded by the budget of bytes that every request was charged to.
         self.jobs.send(Job { submission, answer }).await.map_err(|_| Refusal::Stopping)?;
-        answered.await.unwrap_or(Err(Refusal::Failed))
+        Ok(answered)
     }
 }

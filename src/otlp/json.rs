@@ -305,7 +305,7 @@ impl<'a> Transcoder<'a> {
 /// Writes messages whose lengths are known only when they are complete: the bytes go to one buffer, without the lengths
 /// of what is still open, and these are woven in at the end. Every byte is moved once, however deep it lies.
 #[derive(Default)]
-struct Writer {
+pub(super) struct Writer {
     bytes: Vec<u8>,
     /// Where a length belongs, in order, and the length.
     lengths: Vec<(usize, usize)>,
@@ -314,31 +314,51 @@ struct Writer {
 }
 
 /// A message that is being written: its place in [`Writer::lengths`], and [`Writer::size_of_lengths`] before it.
-struct Open {
+pub(super) struct Open {
     length: usize,
     size_of_lengths: usize,
 }
 
 impl Writer {
-    fn open(&mut self, number: u32) -> Open {
+    pub(super) fn open(&mut self, number: u32) -> Open {
         put_tag(&mut self.bytes, number, LEN);
         self.lengths.push((self.bytes.len(), 0));
         Open { length: self.lengths.len() - 1, size_of_lengths: self.size_of_lengths }
     }
 
-    fn close(&mut self, open: Open) {
+    /// How many messages were opened; each costs memory of its own.
+    pub(super) fn messages(&self) -> usize {
+        self.lengths.len()
+    }
+
+    pub(super) fn close(&mut self, open: Open) {
         let (start, length) = &mut self.lengths[open.length];
         *length = self.bytes.len() - *start + (self.size_of_lengths - open.size_of_lengths);
         self.size_of_lengths += length_size(*length);
     }
 
-    fn bytes(&mut self, number: u32, bytes: &[u8]) {
+    pub(super) fn bytes(&mut self, number: u32, bytes: &[u8]) {
         put_tag(&mut self.bytes, number, LEN);
         put_length(&mut self.bytes, bytes.len());
         self.bytes.extend_from_slice(bytes);
     }
 
-    fn finish(self) -> Vec<u8> {
+    pub(super) fn varint(&mut self, number: u32, value: u64) {
+        put_tag(&mut self.bytes, number, VARINT);
+        put_varint(&mut self.bytes, value);
+    }
+
+    pub(super) fn fixed32(&mut self, number: u32, value: u32) {
+        put_tag(&mut self.bytes, number, I32);
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub(super) fn fixed64(&mut self, number: u32, value: u64) {
+        put_tag(&mut self.bytes, number, I64);
+        self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    pub(super) fn finish(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.bytes.len() + self.size_of_lengths);
         let mut done = 0;
         for (start, length) in self.lengths {
@@ -357,7 +377,7 @@ const LENIENT: GeneralPurposeConfig = GeneralPurposeConfig::new()
 const STANDARD: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::STANDARD, LENIENT);
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SAFE, LENIENT);
 
-fn from_hex(text: &[u8], id: &mut [u8]) -> bool {
+pub(super) fn from_hex(text: &[u8], id: &mut [u8]) -> bool {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),

@@ -63,6 +63,9 @@ const REQUEST_ID: &str = "mlflow.traceRequestId";
 const TAG_PREFIX: &str = "mlflow.traceTag.";
 const TRACE_NAME: &str = "mlflow.traceTag.mlflow.traceName";
 
+/// Attributes that this program adds to a span of MLflow as they are.
+const PLAIN: [&str; 2] = ["session.id", "user.id"];
+
 fn drop_copies(batch: &mut ExportTraceServiceRequest) {
     let mut last: HashMap<(Vec<u8>, Vec<u8>), usize> = HashMap::new();
     let ids = |span: &Span| (span.trace_id.clone(), span.span_id.clone());
@@ -111,6 +114,8 @@ fn decode_attribute(attribute: &mut KeyValue) {
         return;
     }
     if let Some(AnyValue { value: Some(Value::StringValue(text)) }) = &attribute.value
+        // Plain text by convention, also of spans whose other attributes are JSON text: 42 is a name here.
+        && (!PLAIN.contains(&attribute.key.as_str()) || text.starts_with('"'))
         && let Some(value) = from_json_text(text)
     {
         attribute.value = in_pair(value);

@@ -7,6 +7,7 @@ mod samples;
 mod schema;
 pub mod split;
 mod token;
+pub mod trace_json;
 pub mod validate;
 mod wire;
 

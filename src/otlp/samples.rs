@@ -20,6 +20,10 @@ pub(super) struct Sample {
     pub(super) pb: &'static [u8],
     pub(super) json: &'static [u8],
     pub(super) typed: &'static [u8],
+    /// As read back from the server.
+    pub(super) trace: &'static [u8],
+    /// As uploaded by the SDK.
+    pub(super) artifact: &'static [u8],
 }
 
 macro_rules! sample {
@@ -29,6 +33,8 @@ macro_rules! sample {
             pb: include_bytes!(concat!("../../tests/data/", $name, ".otlp.pb")),
             json: include_bytes!(concat!("../../tests/data/", $name, ".otlp.json")),
             typed: include_bytes!(concat!("../../tests/data/", $name, ".mlflow-logspans.pb")),
+            trace: include_bytes!(concat!("../../tests/data/", $name, ".mlflow-trace.json")),
+            artifact: include_bytes!(concat!("../../tests/data/", $name, ".mlflow-traces.json")),
         }
     };
 }

@@ -15,6 +15,8 @@ pub(super) const MAX_SKIPPED_DEPTH: usize = 512;
 pub(super) struct Reader<'a> {
     text: &'a str,
     at: usize,
+    /// Python's names for what is not finite are skipped as the values that they are.
+    of_python: bool,
 }
 
 /// A string between its quotes, as it is written.
@@ -45,7 +47,15 @@ impl<'a> Reader<'a> {
         if text.starts_with('\u{feff}') {
             return Err(error_at(text.as_bytes(), 0, "begins with a byte order mark"));
         }
-        Ok(Self { text, at: 0 })
+        Ok(Self { text, at: 0, of_python: false })
+    }
+
+    /// Begins to read what Python's `json` wrote, which also writes `NaN`, `Infinity` and `-Infinity`.
+    ///
+    /// # Errors
+    /// As [`Reader::new`].
+    pub(super) fn of_python(text: &'a [u8]) -> Result<Self, JsonError> {
+        Ok(Self { of_python: true, ..Self::new(text)? })
     }
 
     /// An error at the place that is read next.
@@ -214,6 +224,13 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
+    /// Reads any value, and returns it as it is written.
+    pub(super) fn raw_value(&mut self) -> Result<&'a str, JsonError> {
+        let start = self.place();
+        self.skip_value()?;
+        Ok(&self.text[start..self.at])
+    }
+
     /// Reads any value and forgets it.
     pub(super) fn skip_value(&mut self) -> Result<(), JsonError> {
         let mut open: Vec<(u8, Members)> = Vec::new();
@@ -234,6 +251,8 @@ impl<'a> Reader<'a> {
                     }
                 }
                 _ if ["null", "true", "false"].iter().any(|literal| self.take_literal(literal)) => {}
+                _ if self.of_python
+                    && ["NaN", "Infinity", "-Infinity"].iter().any(|literal| self.take_literal(literal)) => {}
                 _ => drop(self.number()?),
             }
             // Then what follows it, up to the next value.

@@ -29,8 +29,8 @@ const FIRST_ROOM: usize = 64 << 10;
 
 /// How much of a refused body is still read, and for how long, so that a client which sends everything before it reads
 /// finds the answer and not a reset connection.
-const DRAIN_BYTES: u64 = 256 << 20;
-const DRAIN_TIME: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_BYTES: u64 = 256 << 20;
+pub(super) const DRAIN_TIME: Duration = Duration::from_secs(5);
 
 /// The body of one request.
 #[derive(Debug)]
@@ -215,24 +215,24 @@ impl Gathered {
 
 /// How long the next piece may take.
 #[derive(Debug)]
-struct Pace {
+pub(super) struct Pace {
     started: Instant,
     last: Instant,
     received: u64,
 }
 
 impl Pace {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let now = Instant::now();
         Self { started: now, last: now, received: 0 }
     }
 
-    fn received(&mut self, bytes: u64) {
+    pub(super) fn received(&mut self, bytes: u64) {
         self.last = Instant::now();
         self.received += bytes;
     }
 
-    fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Instant {
         let earned = Duration::from_secs(self.received / LEAST_RATE);
         (self.started + GRACE + earned).min(self.last + LONGEST_PAUSE)
     }

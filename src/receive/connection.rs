@@ -9,12 +9,14 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
-use super::Reception;
+use super::authority::NamedAuthority;
+use super::bare::WithBodies;
 use super::service::{self, Peer};
+use super::{Reception, lines};
 
 /// How long the head of an HTTP/1.1 request may take, counted from the answer before it: also the longest pause
 /// between two requests. Longer than the pools of the usual clients keep a connection.
@@ -22,7 +24,7 @@ const HEAD_TIME: Duration = Duration::from_secs(75);
 
 /// A connection without a request for so long is closed, whatever it speaks; this is what bounds those that never
 /// say what they speak, and those that never read their answer.
-const IDLE_TIME: Duration = Duration::from_secs(300);
+pub(super) const IDLE_TIME: Duration = Duration::from_secs(300);
 
 /// What one connection may keep of bytes that no request has asked for: heads, and one frame. Not charged to the
 /// budget, so it is small.
@@ -62,8 +64,37 @@ pub(super) fn protocol() -> Builder<TokioExecutor> {
     builder
 }
 
-/// Serves one connection to its end. After `stop`, requests in hand are answered and no others are taken.
+/// Serves one connection to its end, in the protocol that its first bytes are of.
 pub(super) async fn serve<I>(
+    protocol: &Builder<TokioExecutor>,
+    io: I,
+    peer: Peer,
+    reception: Arc<Reception>,
+    mut stop: watch::Receiver<bool>,
+) where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let Peer::Unix { uid } = peer else { return speak_http(protocol, io, peer, reception, stop).await };
+    // Small: it is there for the first byte, and whoever reads more reads past it.
+    let mut io = BufReader::with_capacity(256, io);
+    let first = tokio::select! {
+        () = stopped(&mut stop) => return,
+        first = timeout(IDLE_TIME, io.fill_buf()) => match first {
+            Ok(Ok([first, ..])) => *first,
+            // It ended, failed, or said nothing for too long.
+            _ => return,
+        },
+    };
+    if lines::is_begun_by(first) {
+        let refused = reception.admit_user(uid).err();
+        lines::serve(io, uid, refused, reception, stop).await;
+    } else {
+        speak_http(protocol, NamedAuthority::new(io), peer, reception, stop).await;
+    }
+}
+
+/// After `stop`, requests in hand are answered and no others are taken.
+async fn speak_http<I>(
     protocol: &Builder<TokioExecutor>,
     io: I,
     peer: Peer,
@@ -85,7 +116,7 @@ pub(super) async fn serve<I>(
             }
         }
     });
-    let mut connection = pin!(protocol.serve_connection(TokioIo::new(io), service));
+    let mut connection = pin!(protocol.serve_connection(TokioIo::new(WithBodies::new(io)), service));
     let mut looks = tokio::time::interval(IDLE_TIME / 10);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut stopping = false;

@@ -18,6 +18,7 @@ pub struct Received {
     unavailable: AtomicU64,
     metrics: Dropped,
     logs: Dropped,
+    looped: Dropped,
 }
 
 /// A signal that is answered with success, counted and dropped.
@@ -50,6 +51,8 @@ pub struct Totals {
     pub metrics: u64,
     /// Requests with logs, answered with success and dropped.
     pub logs: u64,
+    /// Refused because they had passed this daemon before.
+    pub looped: u64,
 }
 
 impl Received {
@@ -67,6 +70,7 @@ impl Received {
             unavailable: read(&self.unavailable),
             metrics: read(&self.metrics.requests),
             logs: read(&self.logs.requests),
+            looped: read(&self.looped.requests),
         }
     }
 
@@ -91,6 +95,15 @@ impl Received {
             Counted::Invalid => &self.invalid,
             Counted::TooLarge => &self.too_large,
             Counted::Unavailable => &self.unavailable,
+            Counted::Looped => {
+                if self.looped.count() {
+                    tracing::warn!(
+                        "a request came back that this daemon had sent on: daemons ship to each other, and these \
+                         requests are refused; take one of the backends out"
+                    );
+                }
+                return;
+            }
             Counted::No => return,
         };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -47,11 +47,12 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let signal = signal(head.uri.path())
+        .filter(|signal| reception.serves(*signal))
         .ok_or_else(|| Problem::unimplemented("only Export of the OpenTelemetry collector services is served"))?;
     let limit = reception.max_request_bytes;
     if signal == Signal::Traces {
         let coding = coding(&head.headers)?;
-        let labels = Labels::read(&head.headers)?;
+        let labels = Labels::read(&head.headers, reception)?;
         let mut charge = reception.budget.open()?;
         let framed = limit.saturating_add(size(PREFIX));
         let body = body.read(framed, &mut charge, |head| framed_length(head, limit)).await?;

@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
+use tokio::task::JoinHandle;
 
 use super::budget::Charge;
 use super::coding::{self, Coding};
 use super::refusal::Problem;
-use super::{Reception, size};
-use crate::intake::{Door, Refusal, Submission};
+use super::{Reception, size, via};
+use crate::intake::{Door, Receipt, Refusal, Submission};
+use crate::otlp::json::JsonError;
+use crate::otlp::trace_json::{Converted, Dialect};
 use crate::otlp::{self, Summary};
 
 /// Up to this size a body is validated where it is: a few hundred microseconds. Longer work goes to a thread of its
@@ -24,6 +27,10 @@ const DECOMPRESSED_INLINE_TO: u64 = 512 << 10;
 /// Longest experiment id or workspace name that is kept; MLflow's own names are shorter.
 const LONGEST_LABEL: usize = 250;
 
+/// Bounds on the headers of one request that are kept, names included.
+const MOST_KEPT: usize = 32;
+const MOST_KEPT_BYTES: usize = 2 << 10;
+
 /// What the body is once it is decompressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
@@ -31,18 +38,23 @@ pub(super) enum Form {
     Protobuf,
     /// The same in OTLP's JSON.
     Json,
+    /// A trace in OTLP's JSON or in MLflow's.
+    AnyJson,
 }
 
 /// What a request says about its traces outside its body.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Labels {
-    experiment: Option<String>,
-    workspace: Option<String>,
+    pub(super) experiment: Option<String>,
+    pub(super) workspace: Option<String>,
+    pub(super) kept: Vec<(String, String)>,
+    pub(super) via: Vec<String>,
 }
 
 impl Labels {
     /// Reads the headers, or the gRPC metadata. An empty value is no value: MLflow's SDK sends it for "not set".
-    pub(super) fn read(headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(super) fn read(headers: &HeaderMap, reception: &Reception) -> Result<Self, Problem> {
+        let via = via::read(headers, &reception.id)?;
         let label = |name: &'static str| match headers.get(name).map(|value| value.as_bytes().trim_ascii()) {
             None | Some([]) => Ok(None),
             Some(value) if value.len() <= LONGEST_LABEL && value.iter().all(u8::is_ascii_graphic) => {
@@ -52,18 +64,42 @@ impl Labels {
                 "the header {name} has more than {LONGEST_LABEL} characters, or others than visible ASCII"
             ))),
         };
-        Ok(Self { experiment: label("x-mlflow-experiment-id")?, workspace: label("x-mlflow-workspace")? })
+        Ok(Self {
+            experiment: label("x-mlflow-experiment-id")?,
+            workspace: label("x-mlflow-workspace")?,
+            kept: kept(headers, &reception.keep_headers)?,
+            via,
+        })
     }
 
     /// The same for the experiment `default`, when none is named.
     pub(super) fn or_experiment(self, default: &str) -> Self {
         Self { experiment: self.experiment.or_else(|| Some(default.to_owned())), ..self }
     }
+}
 
-    /// The workspace that is named.
-    pub(super) fn workspace(self) -> Option<String> {
-        self.workspace
+/// The headers of these names, every value of them, in the order of the names. They are part of where a trace belongs:
+/// one that can't be kept is a reason to refuse, not to go on without it.
+fn kept(headers: &HeaderMap, names: &[HeaderName]) -> Result<Vec<(String, String)>, Problem> {
+    let mut kept = Vec::new();
+    let mut bytes = 0;
+    for name in names {
+        for value in headers.get_all(name) {
+            let text = value.to_str().map_err(|_| {
+                Problem::invalid(format!(
+                    "the header {name} has other characters than visible ASCII, and is to be kept"
+                ))
+            })?;
+            bytes += name.as_str().len() + text.len();
+            if bytes > MOST_KEPT_BYTES || kept.len() == MOST_KEPT {
+                return Err(Problem::invalid(format!(
+                    "the headers to be kept are more than {MOST_KEPT}, or have more than {MOST_KEPT_BYTES} bytes"
+                )));
+            }
+            kept.push((name.as_str().to_owned(), text.to_owned()));
+        }
     }
+    Ok(kept)
 }
 
 /// A body with all that is known about it.
@@ -80,44 +116,79 @@ pub(super) struct Parcel {
 
 /// Returns when the traces are durable, or right away when there are none: an envelope without spans is a success and
 /// leaves nothing to keep (OTLP specification, "Empty Telemetry Envelopes").
-pub(super) async fn hand_over(reception: &Reception, parcel: Parcel) -> Result<(), Problem> {
+///
+/// Returns the number of the record, if there is one.
+pub(super) async fn hand_over(reception: &Reception, parcel: Parcel) -> Result<Option<u64>, Problem> {
+    begin(reception, parcel).await?.finish().await
+}
+
+/// Traces on their way to the disk.
+pub(super) enum Pending {
+    /// There were none.
+    Nothing,
+    /// Ends when they are durable, or refused after all.
+    Record(JoinHandle<Result<Receipt, Refusal>>),
+}
+
+impl Pending {
+    /// The number of the record, once it is durable.
+    pub(super) async fn finish(self) -> Result<Option<u64>, Problem> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::Record(submitted) => Ok(finished(submitted.await)??.record),
+        }
+    }
+}
+
+/// Returns when the traces have their place in the queue for the disk.
+///
+/// From there on a task of its own waits for the disk. A client that leaves while it waits cancels its handler, but not
+/// the append: the bytes were admitted, the record is written all the same, and the budget is charged until it is.
+pub(super) async fn begin(reception: &Reception, parcel: Parcel) -> Result<Pending, Problem> {
     let Parcel { body, coding, form, door, labels, peer_uid, charge } = parcel;
-    let (payload, summary, charge) = prepared(reception, Raw { body, coding, form, charge }).await?;
+    let raw = Raw { body, coding, form, charge, experiment: None };
+    let Prepared { payload, summary, charge, experiment: of_trace } = prepared(reception, raw).await?;
     if summary.spans == 0 {
         reception.received.took(0, 0, size(payload.len()));
-        return Ok(());
+        return Ok(Pending::Nothing);
     }
-    let Labels { experiment, workspace } = labels;
+    let Labels { experiment, workspace, kept: headers, via } = labels;
+    let experiment = experiment.or(of_trace);
     // Whoever names an experiment may be an SDK that asks for its spans later.
     let ids: Vec<_> = experiment.iter().flat_map(|_| otlp::split::ids(&payload)).collect();
-    let submission = Submission { payload, summary, door, experiment, workspace, peer_uid, call: None };
-    submit(reception, submission, charge).await?;
-    if !ids.is_empty() {
-        reception.mlflow.seen.note(ids);
-    }
+    let submission = Submission { payload, summary, door, experiment, workspace, headers, via, peer_uid, call: None };
+    Ok(Pending::Record(enqueue(reception, submission, charge, ids).await?))
+}
+
+/// Returns when a record is durable that is not traces.
+pub(super) async fn submit(reception: &Reception, submission: Submission, charge: Charge) -> Result<(), Problem> {
+    finished(enqueue(reception, submission, charge, Vec::new()).await?.await)??;
     Ok(())
 }
 
-/// Returns when a record is durable, and counts it.
-///
-/// The hand-over itself runs in a task of its own. A client that leaves while it waits cancels its handler, but not
-/// the append: the bytes were admitted, the record is written all the same, and the budget is charged until it is.
-pub(super) async fn submit(reception: &Reception, submission: Submission, charge: Charge) -> Result<(), Problem> {
+async fn enqueue(
+    reception: &Reception,
+    submission: Submission,
+    charge: Charge,
+    ids: Vec<([u8; 16], [u8; 8])>,
+) -> Result<JoinHandle<Result<Receipt, Refusal>>, Refusal> {
     let bytes = size(submission.payload.len());
     let spans = u64::from(submission.summary.spans);
     let traces = size(submission.summary.trace_ids.len());
     let received = Arc::clone(&reception.received);
-    let intake = reception.intake.clone();
-    let submitted = tokio::spawn(async move {
-        let outcome = intake.submit(submission).await;
+    let seen = Arc::clone(&reception.mlflow.seen);
+    let answered = reception.intake.enqueue(submission).await?;
+    Ok(tokio::spawn(async move {
+        let outcome = answered.await.unwrap_or(Err(Refusal::Failed));
         drop(charge);
         if outcome.is_ok() {
             received.took(traces, spans, bytes);
+            if !ids.is_empty() {
+                seen.note(ids);
+            }
         }
         outcome
-    });
-    finished(submitted.await)??;
-    Ok(())
+    }))
 }
 
 /// A body as it came, and what is held for it.
@@ -126,11 +197,21 @@ struct Raw {
     coding: Coding,
     form: Form,
     charge: Charge,
+    /// Where the trace itself says that it belongs.
+    experiment: Option<String>,
+}
+
+/// A body in the form in which it is stored.
+struct Prepared {
+    payload: Bytes,
+    summary: Summary,
+    charge: Charge,
+    experiment: Option<String>,
 }
 
 /// Brings a body to the form in which it is stored, here when that is quick, else aside in one go: between two waits
 /// for a thread it would hold memory for nothing.
-async fn prepared(reception: &Reception, mut raw: Raw) -> Result<(Bytes, Summary, Charge), Refusal> {
+async fn prepared(reception: &Reception, mut raw: Raw) -> Result<Prepared, Refusal> {
     let limit = reception.max_request_bytes;
     if raw.coding != Coding::Identity && raw.body.len() <= DECOMPRESSED_INLINE {
         let inline = limit.min(DECOMPRESSED_INLINE_TO);
@@ -142,7 +223,7 @@ async fn prepared(reception: &Reception, mut raw: Raw) -> Result<(Bytes, Summary
     }
     let quick = match raw.form {
         Form::Protobuf => VALIDATED_INLINE,
-        Form::Json => TRANSCODED_INLINE,
+        Form::Json | Form::AnyJson => TRANSCODED_INLINE,
     };
     if raw.coding == Coding::Identity && raw.body.len() <= quick {
         raw.finish(limit)
@@ -153,13 +234,16 @@ async fn prepared(reception: &Reception, mut raw: Raw) -> Result<(Bytes, Summary
 
 impl Raw {
     /// All that is left to do.
-    fn finish(mut self, limit: u64) -> Result<(Bytes, Summary, Charge), Refusal> {
+    fn finish(mut self, limit: u64) -> Result<Prepared, Refusal> {
         self.decompress(limit)?;
-        if self.form == Form::Json {
+        if self.form != Form::Protobuf {
             self.transcode(limit)?;
         }
         match otlp::validate(&self.body) {
-            Ok(summary) => Ok((self.body, summary, self.charge)),
+            Ok(summary) => {
+                let Self { body: payload, charge, experiment, .. } = self;
+                Ok(Prepared { payload, summary, charge, experiment })
+            }
             Err(invalid) => Err(Refusal::Invalid(invalid.to_string())),
         }
     }
@@ -173,13 +257,22 @@ impl Raw {
     fn transcode(&mut self, limit: u64) -> Result<(), Refusal> {
         // The wire form is shorter than the JSON it comes from, but for a while both are there.
         self.charge.hold(size(self.body.len()).saturating_mul(2))?;
-        let wire = otlp::json::to_wire(&self.body).map_err(|error| Refusal::Invalid(error.to_string()))?;
+        let wire = self.wire().map_err(|error| Refusal::Invalid(error.to_string()))?;
         if size(wire.len()) > limit {
             return Err(Refusal::TooLarge { limit });
         }
         self.body = wire.into();
         self.form = Form::Protobuf;
         self.charge.hold(size(self.body.len()))
+    }
+
+    fn wire(&mut self) -> Result<Vec<u8>, JsonError> {
+        if self.form == Form::AnyJson && Dialect::of(&self.body)? == Dialect::Mlflow {
+            let Converted { wire, experiment } = otlp::trace_json::to_wire(&self.body)?;
+            self.experiment = experiment;
+            return Ok(wire);
+        }
+        otlp::json::to_wire(&self.body)
     }
 }
 

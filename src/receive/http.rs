@@ -1,9 +1,9 @@
 //! OTLP over HTTP: paths, media types, and answers in the request's own encoding.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use http_body::Body;
 
 use super::body::Inbound;
@@ -14,6 +14,9 @@ use super::reply::Reply;
 use super::service::{Peer, Signal, count_dropped};
 use super::{Reception, size};
 use crate::intake::{Door, Refusal};
+
+/// The number of the record that the traces of a request became.
+const RECORD: HeaderName = HeaderName::from_static("x-tracespool-record");
 
 const PROTOBUF: &str = "application/x-protobuf";
 const JSON: &str = "application/json";
@@ -29,7 +32,7 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     // In the order of the OpenTelemetry Collector: path, method, media type.
-    let signal = signal(head.uri.path()).ok_or_else(Problem::not_found)?;
+    let signal = signal(head.uri.path()).filter(|signal| reception.serves(*signal)).ok_or_else(Problem::not_found)?;
     if head.method != Method::POST {
         return Err(Problem::method_not_allowed());
     }
@@ -44,7 +47,7 @@ where
         return Err(Refusal::TooLarge { limit }.into());
     }
     if signal == Signal::Traces {
-        let mut labels = Labels::read(&head.headers)?;
+        let mut labels = Labels::read(&head.headers, reception)?;
         if head.headers.contains_key("x-mlflow-experiment-id") {
             // It may be there and empty: then an MLflow SDK asks, and the operator says for which experiment.
             labels = labels.or_experiment(reception.mlflow.default_experiment());
@@ -52,11 +55,15 @@ where
         let mut charge = reception.budget.open()?;
         let body = body.read(limit, &mut charge, |_| Ok(announced)).await?;
         let (door, peer_uid) = (Door::Http, peer.uid());
-        hand_over(reception, Parcel { body, coding, form, door, labels, peer_uid, charge }).await?;
-    } else {
-        body.discard(limit).await?;
-        count_dropped(&reception.received, signal);
+        let record = hand_over(reception, Parcel { body, coding, form, door, labels, peer_uid, charge }).await?;
+        let mut response = success(form);
+        if let Some(record) = record {
+            response.headers_mut().insert(RECORD, record.into());
+        }
+        return Ok(response);
     }
+    body.discard(limit).await?;
+    count_dropped(&reception.received, signal);
     Ok(success(form))
 }
 
@@ -64,7 +71,7 @@ where
 fn success(form: Form) -> Response<Reply> {
     let (media_type, body) = match form {
         Form::Protobuf => (PROTOBUF, ""),
-        Form::Json => (JSON, "{}"),
+        Form::Json | Form::AnyJson => (JSON, "{}"),
     };
     answer(StatusCode::OK, media_type, Reply::data(body))
 }
@@ -74,13 +81,16 @@ fn success(form: Form) -> Response<Reply> {
 pub(super) fn refusal(headers: &HeaderMap, problem: &Problem) -> Response<Reply> {
     let mut response = match form(headers) {
         Some(Form::Protobuf) => answer(problem.http, PROTOBUF, Reply::data(status_message(problem))),
-        Some(Form::Json) | None => {
+        Some(Form::Json | Form::AnyJson) | None => {
             let status = serde_json::json!({ "code": problem.grpc.number(), "message": problem.message });
             answer(problem.http, JSON, Reply::data(status.to_string()))
         }
     };
     if problem.http == StatusCode::METHOD_NOT_ALLOWED {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    if problem.http == StatusCode::UNAUTHORIZED {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     response
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,13 +12,14 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 pub use super::owner::Owner;
 use super::service::Peer;
-use super::{Reception, connection, owner};
+use super::{Inherited, Reception, connection, owner, tls};
 use crate::config;
 
 /// Connections that the kernel completes before they are accepted.
@@ -28,6 +30,9 @@ const MOST_CONNECTIONS: u64 = 4096;
 
 /// Descriptors for the journal, the ledger and the backends, which connections never take.
 const OTHER_DESCRIPTORS: u64 = 256;
+
+/// A TLS handshake that takes longer will not come to an end.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
 /// How long to wait when descriptors or memory have run out.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -66,6 +71,37 @@ pub enum BindError {
         /// The group.
         group: String,
     },
+    /// A listener that systemd opened, and that the configuration would not allow.
+    #[error(
+        "the socket {address}, which the service manager opened, can be reached from other machines, and everybody \
+         there could write; set tls or token_file in [receive], or say insecure = true there"
+    )]
+    Unguarded {
+        /// Its address.
+        address: SocketAddr,
+    },
+    /// A descriptor that systemd passed on, and that is no listener.
+    #[error("the service manager passed a descriptor that is neither a TCP nor a Unix stream socket: {source}")]
+    Inherited {
+        /// What is wrong with it.
+        source: io::Error,
+    },
+    /// A file of `receive.tls`.
+    #[error("receive.tls: {}: {problem}", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The file of `receive.token_file`.
+    #[error("receive.token_file: {}: {source}", path.display())]
+    Token {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
     /// Anything else; `source` says what.
     #[error("cannot {operation} {address}: {source}")]
     Io {
@@ -86,17 +122,30 @@ fn by(owner: Option<&Owner>) -> String {
 #[derive(Debug)]
 pub struct Doors {
     tcp: Vec<(std::net::TcpListener, SocketAddr)>,
-    unix: UnixDoor,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    unix: Vec<UnixDoor>,
 }
 
 impl Doors {
-    /// Binds every door of the configuration, or none.
+    /// Binds every door of the configuration, or none. Of each of the two families, sockets that were inherited stand in
+    /// for those of the configuration.
     ///
     /// # Errors
-    /// The first door that cannot be bound.
-    pub fn bind(config: &config::Receive) -> Result<Self, BindError> {
-        let tcp = config.listen.iter().map(|&address| bind_tcp(address, &config.listen)).collect::<Result<_, _>>()?;
-        Ok(Self { tcp, unix: UnixDoor::bind(&config.socket)? })
+    /// The first door that cannot be bound, or may not be open.
+    pub fn bind(config: &config::Receive, inherited: Inherited) -> Result<Self, BindError> {
+        let tls = config.tls.as_ref().map(tls::config).transpose()?;
+        let tcp = if inherited.tcp.is_empty() {
+            config.listen.iter().map(|&address| bind_tcp(address, &config.listen)).collect::<Result<_, _>>()?
+        } else {
+            let check = |listener| check_inherited(listener, config.is_guarded());
+            inherited.tcp.into_iter().map(check).collect::<Result<_, _>>()?
+        };
+        let unix = if inherited.unix.is_empty() {
+            vec![UnixDoor::bind(&config.socket)?]
+        } else {
+            inherited.unix.into_iter().map(UnixDoor::inherited).collect()
+        };
+        Ok(Self { tcp, tls, unix })
     }
 
     /// The TCP addresses in the order of the configuration, with the port that was taken where it says 0.
@@ -104,9 +153,9 @@ impl Doors {
         self.tcp.iter().map(|(_, address)| *address).collect()
     }
 
-    /// The path of the spool socket.
+    /// The path of the spool socket, or `@` and its name.
     pub fn socket(&self) -> &Path {
-        &self.unix.path
+        self.unix.first().map_or(Path::new(""), |door| &door.path)
     }
 
     /// Opens the doors until `stop` becomes true: then they close, requests in hand are answered, and the task that is
@@ -118,13 +167,16 @@ impl Doors {
     pub fn serve(self, reception: Arc<Reception>, stop: watch::Receiver<bool>) -> io::Result<JoinHandle<()>> {
         let connections = Arc::new(Semaphore::new(most_connections()));
         let mut loops = JoinSet::new();
+        let tls = self.tls.map(TlsAcceptor::from);
         for (listener, address) in self.tcp {
             listener.set_nonblocking(true)?;
-            let listener = Listener::Tcp(TcpListener::from_std(listener)?, address);
+            let listener = Listener::Tcp(TcpListener::from_std(listener)?, address, tls.clone());
             loops.spawn(accept(listener, Arc::clone(&connections), Arc::clone(&reception), stop.clone()));
         }
-        let listener = Listener::Unix(self.unix.listener()?, self.unix);
-        loops.spawn(accept(listener, connections, reception, stop));
+        for door in self.unix {
+            let listener = Listener::Unix(door.listener()?, door);
+            loops.spawn(accept(listener, Arc::clone(&connections), Arc::clone(&reception), stop.clone()));
+        }
         Ok(tokio::spawn(async move {
             while let Some(ended) = loops.join_next().await {
                 if let Err(error) = ended
@@ -166,13 +218,27 @@ fn bind_tcp(address: SocketAddr, all: &[SocketAddr]) -> Result<(std::net::TcpLis
     Ok((listener, address))
 }
 
+/// The rule for addresses of the configuration holds for inherited ones too.
+fn check_inherited(
+    listener: std::net::TcpListener,
+    guarded: bool,
+) -> Result<(std::net::TcpListener, SocketAddr), BindError> {
+    let failed =
+        |source| BindError::Io { operation: "read the address of", address: "an inherited socket".into(), source };
+    let address = listener.local_addr().map_err(failed)?;
+    if !address.ip().to_canonical().is_loopback() && !guarded {
+        return Err(BindError::Unguarded { address });
+    }
+    Ok((listener, address))
+}
+
 /// The spool socket; its file goes when it is dropped, if it is still ours.
 #[derive(Debug)]
 pub struct UnixDoor {
     listener: std::os::unix::net::UnixListener,
     path: PathBuf,
-    /// Device and inode.
-    identity: (u64, u64),
+    /// Device and inode of the file that is ours to remove.
+    identity: Option<(u64, u64)>,
 }
 
 impl UnixDoor {
@@ -182,6 +248,9 @@ impl UnixDoor {
     /// Why it cannot be bound.
     pub fn bind(config: &config::Socket) -> Result<Self, BindError> {
         let path = config.path.as_path();
+        if let Some(name) = config::Socket::abstract_name(path) {
+            return Self::bind_abstract(path, name);
+        }
         let failed = |operation| move |source| BindError::Io { operation, address: path.display().to_string(), source };
         let length = path.as_os_str().len();
         if length > 107 {
@@ -196,7 +265,7 @@ impl UnixDoor {
         let door = Self {
             listener: std::os::unix::net::UnixListener::from(std::os::fd::OwnedFd::from(socket)),
             path: path.to_owned(),
-            identity: (metadata.dev(), metadata.ino()),
+            identity: Some((metadata.dev(), metadata.ino())),
         };
         if let Some(group) = group {
             std::os::unix::fs::chown(path, None, Some(group)).map_err(failed("set the group of"))?;
@@ -204,6 +273,28 @@ impl UnixDoor {
         fs::set_permissions(path, fs::Permissions::from_mode(config.mode)).map_err(failed("set the mode of"))?;
         rustix::net::listen(&door.listener, BACKLOG).map_err(|error| failed("listen on")(error.into()))?;
         Ok(door)
+    }
+
+    /// A name that is gone with the socket: nothing is stale, and nothing is removed.
+    fn bind_abstract(path: &Path, name: &[u8]) -> Result<Self, BindError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => BindError::InUse { address: path.display().to_string(), owner: None },
+            _ => BindError::Io { operation: "bind", address: path.display().to_string(), source },
+        };
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(name).map_err(failed)?;
+        let listener = std::os::unix::net::UnixListener::bind_addr(&address).map_err(failed)?;
+        rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
+        Ok(Self { listener, path: path.to_owned(), identity: None })
+    }
+
+    /// A socket that somebody else made and keeps.
+    fn inherited(listener: std::os::unix::net::UnixListener) -> Self {
+        let address = listener.local_addr().ok();
+        let path = address.as_ref().and_then(|address| {
+            let name = || Some(format!("@{}", String::from_utf8_lossy(address.as_abstract_name()?)).into());
+            address.as_pathname().map(Path::to_owned).or_else(name)
+        });
+        Self { listener, path: path.unwrap_or_default(), identity: None }
     }
 
     /// What connections are accepted from. The file goes with the door, so whoever accepts keeps both.
@@ -236,8 +327,9 @@ fn bind_private(path: &Path) -> Result<Socket, BindError> {
 
 impl Drop for UnixDoor {
     fn drop(&mut self) {
+        let Some(identity) = self.identity else { return };
         let is_ours =
-            fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+            fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == identity);
         if is_ours {
             // A socket that stays behind is found stale at the next start.
             let _ = fs::remove_file(&self.path);
@@ -304,35 +396,66 @@ fn find_group(table: &str, group: &str) -> Option<u32> {
 
 /// What connections are accepted from.
 enum Listener {
-    Tcp(TcpListener, SocketAddr),
+    Tcp(TcpListener, SocketAddr, Option<TlsAcceptor>),
     /// With the file, which goes when the door closes.
     Unix(UnixListener, UnixDoor),
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {
+    async fn accept(&self) -> io::Result<(Accepted, Peer)> {
         match self {
-            Self::Tcp(listener, address) => {
+            Self::Tcp(listener, address, tls) => {
                 let (stream, _) = listener.accept().await?;
                 // Answers are small, and a peer with delayed acknowledgements would wait 40 ms for each. It fails only
                 // when the client is gone already, which reading will find out.
                 let _ = stream.set_nodelay(true);
                 let local = stream.local_addr().unwrap_or(*address);
-                Ok((Box::new(stream), Peer::Tcp { local }))
+                let accepted = match tls {
+                    None => Accepted::Plain(Box::new(stream)),
+                    Some(tls) => Accepted::Tls(stream, tls.clone()),
+                };
+                Ok((accepted, Peer::Tcp { local }))
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
                 let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-                Ok((Box::new(stream), Peer::Unix { uid }))
+                Ok((Accepted::Plain(Box::new(stream)), Peer::Unix { uid }))
             }
         }
     }
 
     fn name(&self) -> String {
         match self {
-            Self::Tcp(_, address) => address.to_string(),
+            Self::Tcp(_, address, _) => address.to_string(),
             Self::Unix(_, door) => door.path.display().to_string(),
         }
+    }
+}
+
+/// A connection as it comes.
+enum Accepted {
+    Plain(Box<dyn Stream>),
+    /// It begins with a handshake.
+    Tls(TcpStream, TlsAcceptor),
+}
+
+impl Accepted {
+    /// What is to be spoken to; nothing after a handshake that failed.
+    async fn open(self, peer: Peer, stop: &mut watch::Receiver<bool>) -> Option<Box<dyn Stream>> {
+        let (stream, tls) = match self {
+            Self::Plain(stream) => return Some(stream),
+            Self::Tls(stream, tls) => (stream, tls),
+        };
+        let failure = tokio::select! {
+            () = connection::stopped(stop) => return None,
+            greeted = tokio::time::timeout(HANDSHAKE_TIME, tls.accept(stream)) => match greeted {
+                Ok(Ok(stream)) => return Some(Box::new(stream)),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "it took too long".to_owned(),
+            },
+        };
+        tracing::debug!(?peer, "a TLS handshake failed: {failure}");
+        None
     }
 }
 
@@ -364,7 +487,10 @@ async fn accept(
                 Ok((stream, peer)) => {
                     let (protocol, reception, stop) = (Arc::clone(&protocol), Arc::clone(&reception), stop.clone());
                     connections.spawn(async move {
-                        connection::serve(&protocol, stream, peer, reception, stop).await;
+                        let mut stop = stop;
+                        if let Some(stream) = stream.open(peer, &mut stop).await {
+                            connection::serve(&protocol, stream, peer, reception, stop).await;
+                        }
                         drop(permit);
                     });
                 }
@@ -436,6 +562,11 @@ mod tests {
             max_in_flight_bytes: 1 << 24,
             insecure: false,
             mlflow: config::MlflowCalls::default(),
+            tls: None,
+            token_file: None,
+            keep_headers: Vec::new(),
+            other_signals: config::OtherSignals::Accept,
+            allow_uids: None,
             socket: socket(&directory.join("spool.sock")),
         }
     }
@@ -443,7 +574,7 @@ mod tests {
     #[test]
     fn port_0_becomes_the_port_taken() -> Result<(), Box<dyn std::error::Error>> {
         let directory = tempfile::tempdir()?;
-        let doors = Doors::bind(&receive(directory.path(), &["127.0.0.1:0", "127.0.0.1:0"]))?;
+        let doors = Doors::bind(&receive(directory.path(), &["127.0.0.1:0", "127.0.0.1:0"]), Inherited::default())?;
         let addresses = doors.addresses();
         assert!(addresses.iter().all(|address| address.port() != 0));
         assert_ne!(addresses[0], addresses[1]);
@@ -455,7 +586,8 @@ mod tests {
         let directory = tempfile::tempdir()?;
         let other = std::net::TcpListener::bind("127.0.0.1:0")?;
         let address = other.local_addr()?.to_string();
-        let error = Doors::bind(&receive(directory.path(), &[&address])).expect_err("it is in use");
+        let error =
+            Doors::bind(&receive(directory.path(), &[&address]), Inherited::default()).expect_err("it is in use");
         let BindError::InUse { address: named, owner } = &error else { panic!("{error}") };
         assert_eq!(*named, address);
         assert_eq!(owner.as_ref().map(|owner| owner.pid), Some(std::process::id()));

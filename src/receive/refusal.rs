@@ -17,7 +17,10 @@ pub(super) enum Code {
     Unimplemented = 12,
     /// The client breaks the gRPC protocol itself.
     Internal = 13,
-    /// To be sent again a little later.
+    /// Not for whom this daemon does not know.
+    Unauthenticated = 16,
+    /// To be sent again a little later, and how much later is for the client to say: without `RetryInfo`, SDKs back off
+    /// by themselves, and with one, some wait for it even when the stop is over before.
     Unavailable = 14,
 }
 
@@ -39,7 +42,9 @@ pub(super) enum Counted {
     TooLarge,
     /// Not now, for a reason that is not room.
     Unavailable,
-    /// Not a trace at all: a wrong path, method or media type.
+    /// It has been here before.
+    Looped,
+    /// Not a trace at all: a wrong path, method or media type. Or not from somebody who may send one.
     No,
 }
 
@@ -97,6 +102,16 @@ impl Problem {
     /// The request comes from a web page, or was led here by a name that is not this machine's.
     pub(super) fn forbidden(message: impl Into<String>) -> Self {
         Self::outside(StatusCode::FORBIDDEN, Code::PermissionDenied, message)
+    }
+
+    /// Who sends it does not show that it may.
+    pub(super) fn unauthenticated(message: impl Into<String>) -> Self {
+        Self::outside(StatusCode::UNAUTHORIZED, Code::Unauthenticated, message)
+    }
+
+    /// It has been here before.
+    pub(super) fn looped(message: impl Into<String>) -> Self {
+        Self { counted: Counted::Looped, ..Self::forbidden(message) }
     }
 
     /// There is nothing at this path.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::header::{EXPECT, HOST, ORIGIN};
+use http::header::{AUTHORIZATION, EXPECT, HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::Body;
@@ -92,8 +92,20 @@ async fn take<B>(
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    if let Peer::Tcp { local } = peer {
-        admit(head, local, &reception.own_name)?;
+    match peer {
+        Peer::Tcp { local } => {
+            admit(head, local, &reception.own_name)?;
+            if let Some(token) = &reception.token {
+                token.check(&head.headers)?;
+                if let Some(route) = of_mlflow {
+                    // The token is this door's, and no server's.
+                    let mut head = head.clone();
+                    head.headers.remove(AUTHORIZATION);
+                    return mlflow::handle(reception, &peer, &head, body, route).await;
+                }
+            }
+        }
+        Peer::Unix { uid } => reception.admit_user(uid)?,
     }
     if is_call {
         grpc::refuse_version(head)?;

@@ -382,6 +382,46 @@ def test_calls_about_a_trace_wait_for_its_spans(make_daemon, own_mlflow):
     assert found.info.tags["k"] == "v"
 
 
+def test_spans_that_are_uploaded_in_a_file_are_spans(make_daemon, receiver, mlflow_server, directory):
+    """An SDK that could not ask for the version at its start posts no spans, and uploads them instead."""
+    experiment = mlflow_server.new_experiment("uploaded")
+    daemon = make_daemon([backend(mlflow_server), receiver.backend("otlp_http")]).start()
+    spans = {"trace_id": "ASNFZ4mrze8BI0VniavN7w==", "span_id": "AAAAAAAAAAE=", "parent_span_id": None, "name": "uploaded"}
+    spans |= {"start_time_unix_nano": 1, "end_time_unix_nano": 2, "status": {"code": "STATUS_CODE_OK", "message": ""}}
+    spans |= {"attributes": {"mlflow.spanType": '"TOOL"', "n": "7"}, "events": []}
+    path = f"/api/2.0/mlflow-artifacts/artifacts/{experiment}/traces/tr-{TRACE}/artifacts/traces.json"
+    info = trace_info(experiment, 1)
+    assert ask("POST", daemon.http + "/api/3.0/mlflow/traces", info, {"content-type": "application/json"})[0] == 200
+    assert ask("PUT", daemon.http + path, {"spans": [spans]}, {"content-type": "application/json"})[0] == 200
+    for name in ["mlflow", "otlp_http"]:
+        account = daemon.wait_drained(name=name)
+        assert account["dead"]["records"] == 0, account
+    (span,) = receiver.spans
+    assert (span.trace_id, span.name) == (TRACE, "uploaded")
+    (found,) = mlflow_server.traces(experiment)
+    assert [(s.name, s.span_type, s.get_attribute("n")) for s in found.data.spans] == [("uploaded", "TOOL", 7)]
+    # And from then on they are here.
+    answered = json.loads(ask("POST", daemon.http + "/api/3.0/mlflow/traces", info, {"content-type": "application/json"})[2])
+    assert answered["trace"]["trace_info"]["tags"]["mlflow.trace.spansLocation"] == "TRACKING_STORE"
+    # What is none is kept as a file.
+    assert ask("PUT", daemon.http + path, {"something": "else"}, {"content-type": "application/json"})[0] == 200
+    account = daemon.wait_drained(name="mlflow")
+    assert account["dead"]["records"] == 0, account
+    with urllib.request.urlopen(mlflow_server.uri + path, timeout=PATIENCE) as r:
+        assert json.load(r) == {"something": "else"}
+
+
+def test_the_token_of_the_door_is_not_forwarded(make_daemon, scripted, directory):
+    token = f"{directory}/door"
+    with open(token, "w") as f:
+        f.write("the-doors-own-token-of-some-length")
+    daemon = make_daemon([backend(scripted)], receive={"token_file": token}).start()
+    path = daemon.http + "/api/2.0/mlflow/runs/search"
+    assert ask("POST", path, {}, {"authorization": "Basic YTpi"})[0] == 401 and scripted.asked == []
+    assert ask("POST", path, {}, {"authorization": "Bearer the-doors-own-token-of-some-length"})[0] == 200
+    assert "the-doors-own" not in json.dumps(scripted.asked)
+
+
 def test_calls_that_name_no_experiment_are_for_the_configured_one(make_daemon, mlflow_server):
     experiment = mlflow_server.new_experiment("the one for those that name none")
     daemon = make_daemon([backend(mlflow_server)], receive={"mlflow": {"experiment_id": experiment}}).start()
@@ -501,7 +541,7 @@ def test_the_callers_credentials_are_forwarded_and_the_daemons_never(make_daemon
 
 
 def test_bodies_are_streamed_both_ways_and_not_bounded_by_a_requests_limit(make_daemon, scripted):
-    limits = {"max_request_bytes": "1MiB", "max_in_flight_bytes": "1MiB"}
+    limits = {"max_request_bytes": "1MiB", "max_in_flight_bytes": "4MiB"}
     daemon = make_daemon([backend(scripted)], receive=limits).start()
     size = 40 << 20
     status, _, _ = ask("PUT", daemon.http + "/api/2.0/mlflow-artifacts/artifacts/7/run/artifacts/model.bin", bytes(size))

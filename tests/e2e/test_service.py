@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 
@@ -25,6 +26,15 @@ def unit_for(directory, binary):
 def test_the_unit_is_valid(directory, binary):
     done = subprocess.run(["systemd-analyze", "verify", unit_for(directory, binary)], capture_output=True, text=True, timeout=60)
     # Unknown settings are only warned about; they count all the same.
+    ours = [line for line in (done.stdout + done.stderr).splitlines() if "tracespool" in line]
+    assert done.returncode == 0 and not ours, done.stderr
+
+
+def test_the_sockets_are_valid(directory, binary):
+    service = unit_for(directory, binary)
+    path = os.path.join(directory, "tracespool.socket")
+    shutil.copy(os.path.join(REPOSITORY, "systemd", "tracespool.socket"), path)
+    done = subprocess.run(["systemd-analyze", "verify", path, service], capture_output=True, text=True, timeout=60)
     ours = [line for line in (done.stdout + done.stderr).splitlines() if "tracespool" in line]
     assert done.returncode == 0 and not ours, done.stderr
 

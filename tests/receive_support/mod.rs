@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -26,11 +26,13 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracespool::config;
 use tracespool::intake::{Intake, Job, Receipt, Submission};
-use tracespool::receive::{Budget, Doors, Received, Reception, Totals};
+use tracespool::receive::{Budget, Doors, Inherited, Received, Reception, Totals};
 
 /// Far longer than anything here takes; only a failing test waits for it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The id of the daemon whose doors these are.
+pub(crate) const OWN_ID: &str = "0123456789abcdef";
 pub(crate) const MIB: u64 = 1 << 20;
 pub(crate) const PROTOBUF: &str = "application/x-protobuf";
 pub(crate) const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
@@ -52,25 +54,46 @@ pub(crate) struct Open {
 
 /// Opens the doors with the limits given in bytes.
 pub(crate) fn open(max_request_bytes: u64, max_in_flight_bytes: u64) -> Open {
+    open_as(max_request_bytes, max_in_flight_bytes, |_| {})
+}
+
+/// The same, with what `change` makes of the settings.
+pub(crate) fn open_as(
+    max_request_bytes: u64,
+    max_in_flight_bytes: u64,
+    change: impl FnOnce(&mut config::Receive),
+) -> Open {
     let directory = tempfile::tempdir().expect("a directory");
-    let config = config::Receive {
-        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-        max_request_bytes,
-        max_in_flight_bytes,
-        insecure: false,
-        mlflow: config::MlflowCalls::default(),
-        socket: config::Socket { path: directory.path().join("spool.sock"), mode: 0o600, group: None },
-    };
-    let doors = Doors::bind(&config).expect("the doors are bound");
+    let mut config = receive(directory.path(), max_request_bytes, max_in_flight_bytes);
+    change(&mut config);
+    let doors = Doors::bind(&config, Inherited::default()).expect("the doors are bound");
     let (sender, jobs) = mpsc::channel(1024);
     let budget = Budget::new(max_in_flight_bytes);
     let received = Arc::new(Received::default());
-    let reception = Reception::new(&config, Intake::new(sender), budget.clone(), Arc::clone(&received));
+    let reception = Reception::new(&config, OWN_ID, Intake::new(sender), budget.clone(), Arc::clone(&received));
+    let reception = reception.expect("a reception");
     let (stop, stopped) = watch::channel(false);
     let address = doors.addresses()[0];
     let socket = doors.socket().to_owned();
     let served = doors.serve(Arc::new(reception), stopped).expect("the doors are open");
     Open { address, socket, budget, received, stop, served, jobs, _directory: directory }
+}
+
+/// Settings of doors whose socket is in `directory`.
+pub(crate) fn receive(directory: &Path, max_request_bytes: u64, max_in_flight_bytes: u64) -> config::Receive {
+    config::Receive {
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        max_request_bytes,
+        max_in_flight_bytes,
+        insecure: false,
+        mlflow: config::MlflowCalls::default(),
+        tls: None,
+        token_file: None,
+        keep_headers: Vec::new(),
+        other_signals: config::OtherSignals::Accept,
+        allow_uids: None,
+        socket: config::Socket { path: directory.join("spool.sock"), mode: 0o600, group: None },
+    }
 }
 
 impl Open {

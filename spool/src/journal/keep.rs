@@ -56,23 +56,26 @@ impl Kept {
     }
 
     pub(super) fn take(&self, journal: &Shared, segments: &[SegmentInfo]) -> Result<(), Error> {
+        let mut made = Vec::new();
         for info in segments {
             let from = segment::path(&journal.inner.dir, info.id);
             let to = segment::path(&self.dir, info.id);
             match self.disk.link(&from, &to) {
                 Ok(()) => {}
                 // The content of a sealed segment does not change: whoever made it, it is the same.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
                 Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
                     return Err(Error::io("link", &to, error));
                 }
                 Err(_) => copy(&*self.disk, &from, &self.dir, info.id)?,
             }
+            made.push(to);
         }
         self.disk.sync_dir(&self.dir).map_err(|source| {
-            // After a failed sync the cache may show names that the disk does not hold. They are made anew next time.
-            for info in segments {
-                let _ = self.disk.remove(&segment::path(&self.dir, info.id));
+            // After a failed sync the cache may show names that the disk does not hold. They are made anew next time;
+            // those that were there before may already be somebody's dead letters.
+            for path in made {
+                let _ = self.disk.remove(&path);
             }
             Error::io("sync", &self.dir, source)
         })

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::super::answer::{self, HttpAnswer, Sent};
 use super::super::encode::Chunks;
-use super::super::{Failure, Outcome};
+use super::super::{Batch, Failure, Outcome};
 use super::Mlflow;
 
 /// The call that says all there is to say about a trace; it makes the trace if there is none.
@@ -22,11 +22,12 @@ impl Mlflow {
     pub(super) async fn call(
         &self,
         call: &Call,
-        body: Bytes,
+        batch: &Batch,
         named: Option<&str>,
         id: &str,
         deadline: Instant,
     ) -> Result<Outcome, Outcome> {
+        let body = batch.requests.first().cloned().unwrap_or_default();
         let method = Method::from_bytes(call.method.as_bytes()).map_err(|_| malformed())?;
         let (path, body) = match named {
             Some(named) if named != id => readdressed(call, body, named, id)?,
@@ -36,7 +37,7 @@ impl Mlflow {
         let content_type = call.content_type.as_deref().unwrap_or("application/json");
         let content_type = HeaderValue::from_str(content_type).map_err(|_| malformed())?;
         let chunks = Chunks::new(vec![body.clone()]);
-        let answer = self.send(method, &url, vec![(CONTENT_TYPE, content_type)], chunks, deadline).await?;
+        let answer = self.send(method, &url, vec![(CONTENT_TYPE, content_type)], Some(batch), chunks, deadline).await?;
         let outcome = outcome(call, &answer, SystemTime::now());
         if let (Outcome::Refused { .. }, Some(id)) = (&outcome, new_assessment(call, &body)) {
             // It may have been sent before, and the answer was lost: the server takes no assessment twice, and says no
@@ -44,7 +45,7 @@ impl Mlflow {
             let mut path = segments(&path);
             path.push(&id);
             let none = Chunks::new(Vec::new());
-            let found = self.send(Method::GET, &self.address(&path), Vec::new(), none, deadline).await?;
+            let found = self.send(Method::GET, &self.address(&path), Vec::new(), Some(batch), none, deadline).await?;
             if found.status == 200 {
                 return Ok(Outcome::delivered());
             }

@@ -16,8 +16,9 @@ use crate::intake::{Call, CallHead, Door, Refusal, Submission};
 use crate::otlp::Summary;
 use crate::receive::body::Inbound;
 use crate::receive::budget::Charge;
-use crate::receive::hand_over::{Labels, submit};
-use crate::receive::refusal::Problem;
+use crate::receive::coding::Coding;
+use crate::receive::hand_over::{Form, Labels, Parcel, hand_over, submit};
+use crate::receive::refusal::{Counted, Problem};
 use crate::receive::reply::Reply;
 use crate::receive::service::Peer;
 use crate::receive::{Reception, size};
@@ -76,9 +77,10 @@ where
             }
             Ok(answer(StatusCode::OK, &json!({})))
         }
-        Route::Artifact(artifact) => {
-            let Artifact { experiment, trace, .. } = artifact;
-            store.put(read, trace, Some(experiment), true).await?;
+        Route::Artifact(Artifact { experiment, trace, is_spans }) => {
+            if !is_spans || !store.spans(&read, &experiment).await? {
+                store.put(read, trace, Some(experiment), true).await?;
+            }
             Ok(answer(StatusCode::OK, &json!({})))
         }
         Route::Version | Route::Health | Route::TraceInfo(_) | Route::Experiment(_) | Route::Other => {
@@ -154,16 +156,38 @@ impl Store<'_> {
             path: self.head.uri.path().to_owned(),
             content_type: content_type.map(str::to_owned),
         };
+        let Labels { workspace, kept, via, .. } = Labels::read(&self.head.headers, self.reception)?;
         let submission = Submission {
             payload: read.body,
             summary: Summary::default(),
             door: Door::Mlflow,
             experiment,
-            workspace: Labels::read(&self.head.headers)?.workspace(),
+            workspace,
+            headers: kept,
+            via,
             peer_uid: self.peer.uid(),
             call: Some(CallHead { call, trace_id, is_artifact }),
         };
         submit(self.reception, submission, read.charge).await
+    }
+
+    /// Stores a file of spans as the spans that they are, for all backends. `false` when it is not one.
+    async fn spans(&self, read: &Read, experiment: &str) -> Result<bool, Problem> {
+        let parcel = Parcel {
+            body: read.body.clone(),
+            coding: Coding::Identity,
+            form: Form::AnyJson,
+            door: Door::Mlflow,
+            labels: Labels::read(&self.head.headers, self.reception)?.or_experiment(experiment),
+            peer_uid: self.peer.uid(),
+            charge: self.reception.budget.open()?,
+        };
+        match hand_over(self.reception, parcel).await {
+            Ok(_) => Ok(true),
+            // In a form of another version, for example: the server may know it.
+            Err(problem) if problem.counted == Counted::Invalid => Ok(false),
+            Err(problem) => Err(problem),
+        }
     }
 
     /// Somebody else's after all.

@@ -74,7 +74,7 @@ where
     }
     let wanted = wanted.filter(|wanted| !wanted.trim().is_empty());
     let found = |experiment| Ok(answer(StatusCode::OK, &json!({ "experiment": experiment })));
-    let workspace = Labels::read(&head.headers)?.workspace();
+    let workspace = Labels::read(&head.headers, reception)?.workspace;
     match call {
         ExperimentCall::Get => {
             let id = wanted.unwrap_or_else(|| mlflow.default_experiment().to_owned());

@@ -15,10 +15,9 @@ use tokio::sync::{Semaphore, mpsc};
 use super::super::body::Inbound;
 use super::super::refusal::{Code, Problem};
 use super::super::reply::Reply;
+use super::super::via::{self, VIA};
 use crate::backend::Relay;
 
-/// Names the daemons that a request passed.
-const VIA: HeaderName = HeaderName::from_static("x-tracespool-via");
 /// Calls that are under way at once; each holds a connection and a few pieces of its bodies.
 const CALLS_MAX: usize = 128;
 /// Pieces of a body that may be read ahead of the server.
@@ -45,8 +44,8 @@ const OF_THE_CONNECTION: [HeaderName; 11] = [
 pub(in crate::receive) struct Forward {
     way: Way,
     under_way: Arc<Semaphore>,
-    /// Tells calls that passed this process from others.
-    own_mark: HeaderValue,
+    /// This daemon's id, by which it knows what it has sent on before.
+    own_id: String,
 }
 
 #[derive(Debug)]
@@ -68,15 +67,13 @@ pub(super) enum Payload<'a, B> {
 }
 
 impl Forward {
-    pub(super) fn new(enabled: bool, server: Option<(String, Relay)>) -> Self {
+    pub(super) fn new(enabled: bool, own_id: &str, server: Option<(String, Relay)>) -> Self {
         let way = match server {
             _ if !enabled => Way::Off,
             Some((name, relay)) => Way::To(name, relay),
             None => Way::Nowhere,
         };
-        let mark = format!("{:016x}", fastrand::u64(..));
-        let own_mark = HeaderValue::from_str(&mark).expect("hex digits fit into a header");
-        Self { way, under_way: Arc::new(Semaphore::new(CALLS_MAX)), own_mark }
+        Self { way, under_way: Arc::new(Semaphore::new(CALLS_MAX)), own_id: own_id.to_owned() }
     }
 
     /// Whether there is a server to ask at all.
@@ -141,16 +138,14 @@ impl Forward {
         })
     }
 
-    /// The caller's headers, its credentials among them, and nothing of the daemon's but its mark.
+    /// The caller's headers, its credentials among them, and nothing of the daemon's but its id.
     fn headers(&self, from: &HeaderMap) -> Result<HeaderMap, Problem> {
-        if from.get_all(VIA).iter().any(|mark| *mark == self.own_mark) {
-            return Err(Problem::forbidden("the call came back to the daemon that forwarded it: check the endpoints"));
-        }
+        via::read(from, &self.own_id)?;
         let mut headers = from.clone();
         strip(&mut headers);
         // The body says its own length.
         headers.remove(header::CONTENT_LENGTH);
-        headers.append(VIA, self.own_mark.clone());
+        headers.extend(HeaderValue::from_str(&self.own_id).ok().map(|id| (VIA, id)));
         Ok(headers)
     }
 }
@@ -246,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_callers_credentials_go_along_and_what_is_of_the_connection_does_not() {
-        let forward = Forward::new(true, None);
+        let forward = Forward::new(true, "ab12", None);
         let from = map(&[
             ("authorization", "Basic YTpi"),
             ("cookie", "a=b"),
@@ -268,10 +263,10 @@ mod tests {
 
     #[test]
     fn a_call_that_comes_back_is_refused() {
-        let forward = Forward::new(true, None);
+        let forward = Forward::new(true, "ab12", None);
         let once = forward.headers(&HeaderMap::new()).expect("no loop");
         assert_eq!(forward.headers(&once).expect_err("a loop").http, 403);
-        let other = Forward::new(true, None);
+        let other = Forward::new(true, "cd34", None);
         let twice = other.headers(&once).expect("another daemon's mark is no loop");
         assert_eq!(forward.headers(&twice).expect_err("a loop").http, 403);
     }

@@ -51,7 +51,7 @@ const ANSWER_BYTES: usize = 1 << 20;
 pub(super) struct Mlflow {
     settings: config::MlflowCalls,
     forward: Forward,
-    pub(super) seen: Seen,
+    pub(super) seen: Arc<Seen>,
     experiments: experiments::Experiments,
     recent: Recent,
     /// The server's, when it was last asked with success.
@@ -63,13 +63,14 @@ impl Mlflow {
     /// promised.
     pub(super) fn new(
         settings: &config::MlflowCalls,
+        own_id: &str,
         server: Option<(String, Relay)>,
         books: Option<(Arc<Accounts>, Commands)>,
     ) -> Self {
         Self {
             settings: settings.clone(),
-            forward: Forward::new(settings.forward, server),
-            seen: Seen::default(),
+            forward: Forward::new(settings.forward, own_id, server),
+            seen: Arc::default(),
             experiments: experiments::Experiments::new(books),
             recent: Recent::default(),
             version: Mutex::default(),
