@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use spool::{Account, Control, DiscardReason, Label, Ranges, Received, State, Tally};
+use spool::{Account, Control, DiscardReason, Label, PromisedExperiment, Ranges, Received, State, Tally};
 
 use crate::backend::Failure;
 
@@ -403,6 +403,39 @@ impl Accounts {
     pub fn waiting(&self) -> BTreeMap<String, Tally> {
         let inner = self.lock();
         inner.entries.iter().map(|(name, entry)| (name.clone(), inner.waiting_of(name, entry))).collect()
+    }
+
+    /// The experiment that is promised under an id.
+    #[must_use]
+    pub fn promised(&self, id: &str) -> Option<PromisedExperiment> {
+        self.lock().state.experiments.get(id).cloned()
+    }
+
+    /// Promises an experiment under the id `new`, unless it is promised already: the fact is to be durable before
+    /// anybody is told, also when it is another's that may be on its way. Nothing when there are `max` promises.
+    pub fn promise(&self, name: &str, workspace: Option<&str>, new: &str, max: usize) -> Option<Control> {
+        let mut inner = self.lock();
+        let is_it = |known: &&PromisedExperiment| known.name == name && known.workspace.as_deref() == workspace;
+        if let Some(known) = inner.state.experiments.values().find(is_it) {
+            return Some(Control::ExperimentPromised(known.clone()));
+        }
+        if inner.state.experiments.len() >= max {
+            return None;
+        }
+        let workspace = workspace.map(str::to_owned);
+        let made = PromisedExperiment { id: new.into(), name: name.into(), workspace, found: BTreeMap::new() };
+        inner.state.experiments.insert(made.id.clone(), made.clone());
+        inner.version += 1;
+        Some(Control::ExperimentPromised(made))
+    }
+
+    /// A backend's server has the promised experiment under this id.
+    pub fn found_experiment(&self, promised: &str, backend: &str, id: &str) {
+        let mut inner = self.lock();
+        if let Some(experiment) = inner.state.experiments.get_mut(promised) {
+            let before = experiment.found.insert(backend.to_owned(), id.to_owned());
+            inner.version += u64::from(before.as_deref() != Some(id));
+        }
     }
 
     /// All books at one moment.

@@ -9,7 +9,7 @@ pub enum Kind {
     /// An `ExportTraceServiceRequest` as it came.
     #[default]
     OtlpTraces = 1,
-    /// The body of MLflow's `StartTraceV3`.
+    /// The body of a call with which MLflow's SDK says something about a trace: `StartTraceV3`, tags, assessments.
     MlflowTraceInfo = 2,
     /// A file that MLflow's SDK uploaded.
     MlflowArtifact = 3,
@@ -113,6 +113,17 @@ pub struct Aside {
     pub clock_ms: u64,
 }
 
+/// An MLflow call, to be made again at the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// HTTP method.
+    pub method: String,
+    /// Path below the server's base address, as the client named it.
+    pub path: String,
+    /// Media type of the body, when the client named one.
+    pub content_type: Option<String>,
+}
+
 /// What is known of a record beside its payload.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Envelope {
@@ -140,6 +151,10 @@ pub struct Envelope {
     pub source: Option<SourceRange>,
     /// Other daemons that it passed, for loop detection.
     pub via: Vec<String>,
+    /// Traces that the record is about, where the payload can't be asked.
+    pub trace_ids: Vec<[u8; 16]>,
+    /// The MLflow call whose body the payload is.
+    pub call: Option<Call>,
     /// Set in the side journal only.
     pub aside: Option<Aside>,
 }
@@ -155,6 +170,9 @@ const VIA: u16 = 7;
 const COMPRESSION: u16 = CRITICAL | 8;
 /// Reserved: the payload is encrypted.
 const ENCRYPTION: u16 = CRITICAL | 9;
+const TRACE_IDS: u16 = 10;
+const CALL: u16 = 12;
+const CALL_CONTENT_TYPE: u16 = 13;
 const ASIDE_RECORD: u16 = 32;
 const ASIDE_BACKEND: u16 = 33;
 const ASIDE_REASON: u16 = 34;
@@ -181,6 +199,12 @@ impl Envelope {
         }
         for via in &self.via {
             to.text(VIA, Some(via));
+        }
+        if !self.trace_ids.is_empty() {
+            to.bytes(TRACE_IDS, self.trace_ids.as_flattened());
+        }
+        if let Some(Call { method, path, content_type }) = &self.call {
+            to.text(CALL, Some(&format!("{method} {path}"))).text(CALL_CONTENT_TYPE, content_type.as_deref());
         }
         if let Some(aside) = &self.aside {
             to.u64(ASIDE_RECORD, aside.record)
@@ -215,6 +239,22 @@ impl Envelope {
                     self.source = Some(SourceRange { device, inode, start, end });
                 }
                 VIA => self.via.push(tlv::as_text(value)?),
+                TRACE_IDS => {
+                    let (ids, rest) = value.as_chunks::<16>();
+                    if !rest.is_empty() {
+                        return Err(Malformed);
+                    }
+                    self.trace_ids.extend_from_slice(ids);
+                }
+                CALL => {
+                    let text = tlv::as_text(value)?;
+                    let (method, path) = text.split_once(' ').ok_or(Malformed)?;
+                    self.call = Some(Call { method: method.to_owned(), path: path.to_owned(), content_type: None });
+                }
+                CALL_CONTENT_TYPE => {
+                    // Written behind the call that it belongs to.
+                    self.call.as_mut().ok_or(Malformed)?.content_type = Some(tlv::as_text(value)?);
+                }
                 ASIDE_RECORD..=ASIDE_TIMES | ASIDE_CLOCK => self.decode_aside(tag, value)?,
                 COMPRESSION | ENCRYPTION => return Err(Malformed),
                 unknown if unknown & CRITICAL != 0 => return Err(Malformed),
@@ -248,5 +288,31 @@ impl Envelope {
             _ => {}
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_comes_back_as_written() {
+        for content_type in [None, Some("image/png".to_owned())] {
+            let call = Call { method: "PUT".to_owned(), path: "/api/2.0/a b".to_owned(), content_type };
+            let written = Envelope { trace_ids: vec![[1; 16], [2; 16]], call: Some(call), ..Envelope::default() };
+            let mut read = Envelope::default();
+            assert_eq!(read.decode(&written.encode()), Ok(()));
+            assert_eq!(read, written);
+        }
+    }
+
+    #[test]
+    fn half_a_trace_id_and_a_media_type_of_nothing_are_malformed() {
+        let mut half = Encoder::default();
+        half.bytes(TRACE_IDS, &[0; 24]);
+        assert_eq!(Envelope::default().decode(&half.finish()), Err(Malformed));
+        let mut nothing = Encoder::default();
+        nothing.text(CALL_CONTENT_TYPE, Some("text/plain"));
+        assert_eq!(Envelope::default().decode(&nothing.finish()), Err(Malformed));
     }
 }

@@ -46,6 +46,7 @@ mod damage;
 pub mod disk;
 mod envelope;
 mod error;
+mod experiments;
 mod frame;
 mod group;
 mod journal;
@@ -56,8 +57,9 @@ mod tally;
 mod tlv;
 
 pub use damage::Damage;
-pub use envelope::{Aside, Door, Envelope, Kind, Reason, SourceRange};
+pub use envelope::{Aside, Call, Door, Envelope, Kind, Reason, SourceRange};
 pub use error::Error;
+pub use experiments::PromisedExperiment;
 pub use frame::Record;
 pub use journal::{
     Committed, Draft, Durability, Erased, Inspected, Journal, Keep, Kept, KeptBack, Opened, Options, Reader, Reclaimed,

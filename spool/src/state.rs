@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::Ranges;
 use crate::damage::{Damage, Share};
 use crate::envelope::Reason;
+use crate::experiments::PromisedExperiment;
 use crate::tally::Tally;
 use crate::tlv::{self, CRITICAL, Encoder, Malformed};
 
@@ -21,6 +22,8 @@ pub struct State {
     pub received: Received,
     /// One per backend that ever was, by name.
     pub accounts: BTreeMap<String, Account>,
+    /// Experiments that apps were given provisional ids for, by that id.
+    pub experiments: BTreeMap<String, PromisedExperiment>,
     /// Which history this is: made at the journal's first start, and kept wherever a place is kept, so that the places
     /// of one spool are never taken for those of another. 0 before it is known.
     pub spool_id: u64,
@@ -327,6 +330,8 @@ pub enum Control {
         /// Its name.
         name: String,
     },
+    /// An app was given a provisional id for an experiment.
+    ExperimentPromised(PromisedExperiment),
     /// Records that a backend waited for were given up by a limit.
     Discarded {
         /// The backend.
@@ -389,6 +394,7 @@ pub enum LettersEnd {
 const CONTROL_BACKEND_ADDED: u16 = CRITICAL | 1;
 const CONTROL_PAUSED: u16 = CRITICAL | 2;
 const CONTROL_RESUMED: u16 = CRITICAL | 3;
+const CONTROL_EXPERIMENT_PROMISED: u16 = CRITICAL | 8;
 const CONTROL_DISCARDED: u16 = CRITICAL | 5;
 const CONTROL_SIDE_SETTLED: u16 = CRITICAL | 12;
 const CONTROL_PURGED: u16 = CRITICAL | 4;
@@ -420,6 +426,7 @@ impl Control {
             Self::BackendRemoved { name, end } => to.bytes(CONTROL_BACKEND_REMOVED, &numbered_name(*end, name)),
             Self::Paused { name } => to.text(CONTROL_PAUSED, Some(name)),
             Self::Resumed { name } => to.text(CONTROL_RESUMED, Some(name)),
+            Self::ExperimentPromised(promised) => to.bytes(CONTROL_EXPERIMENT_PROMISED, &promised.encode()),
             Self::Discarded { backend, records, reason, tally } => {
                 let mut inner = Encoder::default();
                 inner
@@ -475,6 +482,7 @@ impl Control {
                 }
                 CONTROL_PAUSED => Self::Paused { name: tlv::as_text(value)? },
                 CONTROL_RESUMED => Self::Resumed { name: tlv::as_text(value)? },
+                CONTROL_EXPERIMENT_PROMISED => Self::ExperimentPromised(PromisedExperiment::decode(value)?),
                 CONTROL_DISCARDED => read_discarded(value)?,
                 CONTROL_SIDE_SETTLED => read_side_settled(value)?,
                 CONTROL_RELABELLED => Self::Relabelled(Box::new(Label::decode(value)?)),
@@ -638,6 +646,7 @@ fn read_numbered_name(value: &[u8]) -> Result<(u64, String), Malformed> {
 const CLOCK: u16 = 1;
 const RECEIVED: u16 = 2;
 const ACCOUNT: u16 = 3;
+const EXPERIMENT: u16 = 5;
 const LABEL: u16 = 8;
 const SIDE_SETTLED: u16 = 9;
 const SPOOL_ID: u16 = 10;
@@ -672,6 +681,9 @@ impl State {
             }
             Control::Paused { name } => self.accounts.entry(name.clone()).or_default().paused = true,
             Control::Resumed { name } => self.accounts.entry(name.clone()).or_default().paused = false,
+            Control::ExperimentPromised(promised) => {
+                self.experiments.entry(promised.id.clone()).or_insert_with(|| promised.clone());
+            }
             Control::Discarded { backend, records, reason, tally } => {
                 if let Some(account) = self.accounts.get_mut(backend).filter(|account| account.awaits(records)) {
                     account.finish_all(records);
@@ -789,6 +801,9 @@ impl State {
         for (name, account) in &self.accounts {
             to.bytes(ACCOUNT, &account.encode(name));
         }
+        for promised in self.experiments.values() {
+            to.bytes(EXPERIMENT, &promised.encode());
+        }
         for label in &self.labels {
             to.bytes(LABEL, &label.encode());
         }
@@ -812,6 +827,10 @@ impl State {
                 ACCOUNT => {
                     let (name, account) = Account::decode(value)?;
                     state.accounts.insert(name, account);
+                }
+                EXPERIMENT => {
+                    let promised = PromisedExperiment::decode(value)?;
+                    state.experiments.insert(promised.id.clone(), promised);
                 }
                 LABEL => state.labels.push(Label::decode(value)?),
                 SIDE_SETTLED => state.side_settled = read_pairs(value)?,
@@ -924,6 +943,7 @@ mod tests {
             clock_ms: 42,
             received: Received { requests: 1, refused_too_large: 7, counted_to: 9, ..Received::default() },
             accounts: [("a".to_owned(), account), ("b".to_owned(), Account::from_record(9))].into(),
+            experiments: [("9".to_owned(), promised())].into(),
             spool_id: 77,
             facts: 78,
             side_settled: [1..4, 6..7].into_iter().collect(),
@@ -932,6 +952,28 @@ mod tests {
             purges: [2..4, 8..9].into_iter().collect(),
         };
         assert_eq!(State::decode(&state.encode()), Ok(state));
+    }
+
+    fn promised() -> PromisedExperiment {
+        PromisedExperiment {
+            id: "9".into(),
+            name: "größer".into(),
+            workspace: Some("blue".into()),
+            found: [("mlflow".to_owned(), "7".to_owned()), ("other".to_owned(), "12".to_owned())].into(),
+        }
+    }
+
+    #[test]
+    fn a_promise_is_kept_as_it_was_given() {
+        let mut state = State::default();
+        let first = PromisedExperiment { workspace: None, found: BTreeMap::new(), ..promised() };
+        let again = PromisedExperiment { name: "another".into(), ..first.clone() };
+        for given in [&first, &again] {
+            let control = Control::ExperimentPromised(given.clone());
+            assert_eq!(Control::decode(&control.encode()).as_deref(), Ok(&[control.clone()][..]));
+            state.apply(&control);
+        }
+        assert_eq!(state.experiments["9"], first);
     }
 
     fn label() -> Label {

@@ -97,7 +97,7 @@ fn full_envelope() -> Envelope {
         peer_uid: Some(1000),
         source: Some(SourceRange { device: 66, inode: 77, start: 100, end: 200 }),
         via: vec!["one".to_owned(), "two".to_owned()],
-        aside: None,
+        ..Envelope::default()
     }
 }
 

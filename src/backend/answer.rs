@@ -210,6 +210,11 @@ pub(super) fn mlflow_missing(answer: &HttpAnswer) -> bool {
     answer.status == 404 && MlflowBody::of(answer).code() == "RESOURCE_DOES_NOT_EXIST"
 }
 
+/// Whether an MLflow answer has these words in it.
+pub(super) fn mlflow_says(answer: &HttpAnswer, words: &str) -> bool {
+    MlflowBody::of(answer).says(words)
+}
+
 /// Whether an MLflow answer says that what was to be created exists already.
 pub(super) fn mlflow_exists(answer: &HttpAnswer) -> bool {
     MlflowBody::of(answer).code() == "RESOURCE_ALREADY_EXISTS"

@@ -12,7 +12,7 @@ use super::answer::HttpAnswer;
 use super::connect::{self, Headers, TlsFiles};
 use super::encode::Chunks;
 use super::{Batch, BuildError, Outcome, USER_AGENT};
-use crate::config::Remote;
+use crate::config::{Remote, Tls};
 
 /// Bound on an answer's body ("OTLP specification, OTLP/HTTP Response").
 const RESPONSE_BYTES: usize = 4 * 1024 * 1024;
@@ -35,34 +35,7 @@ impl Client {
     /// # Errors
     /// An address that is not HTTP, headers that cannot be sent, TLS files that are of no use.
     pub(super) fn build(remote: &Remote, timeout: Duration) -> Result<Self, BuildError> {
-        check(&remote.endpoint)?;
-        let mut client = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            // A redirect turns a POST into a GET, whose 200 would look like an acknowledgement.
-            .redirect(reqwest::redirect::Policy::none())
-            // Attempts are counted and paced by the lane alone.
-            .retry(reqwest::retry::never())
-            // Proxy variables are made for browsers and would capture loopback addresses too.
-            .no_proxy()
-            .referer(false)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            // Else a connection whose peer is gone would be offered again until the kernel gives up on it.
-            .tcp_user_timeout(timeout)
-            .connect_timeout(timeout.min(CONNECT))
-            .pool_idle_timeout(IDLE);
-        let tls = TlsFiles::read(&remote.tls)?;
-        let settings = |error: reqwest::Error| BuildError::TlsSettings(connect::root(&error));
-        if let Some(ca) = &tls.ca {
-            client = client.tls_certs_only(reqwest::Certificate::from_pem_bundle(ca).map_err(settings)?);
-        } else if remote.endpoint.scheme() == "http" {
-            // Plain connections need no trust store, and must work on a machine that has none.
-            client = client.tls_certs_only([]);
-        }
-        if let Some((cert, key)) = &tls.identity {
-            let both = [cert.as_slice(), b"\n", key].concat();
-            client = client.identity(reqwest::Identity::from_pem(&both).map_err(settings)?);
-        }
+        let client = builder(&remote.endpoint, &remote.tls, timeout)?.user_agent(USER_AGENT);
         let headers = Headers::build(&remote.headers, &remote.credentials)?;
         Ok(Self { client: client.build().map_err(settings)?, headers })
     }
@@ -87,7 +60,7 @@ impl Client {
             connect::pass_on(batch, &mut all);
         }
         let mut request = self.client.request(method.clone(), url.clone()).headers(all);
-        if method == Method::POST {
+        if method != Method::GET {
             request = request.body(reqwest::Body::wrap(body));
         }
         let response = match timeout_at(deadline, request.send()).await {
@@ -104,6 +77,44 @@ impl Client {
         };
         Ok(HttpAnswer { status, headers, body })
     }
+}
+
+/// A client without surprises, before anything is said of who asks.
+///
+/// # Errors
+/// An address that is not HTTP, TLS files that are of no use.
+pub(super) fn builder(endpoint: &Url, tls: &Tls, timeout: Duration) -> Result<reqwest::ClientBuilder, BuildError> {
+    check(endpoint)?;
+    let mut client = reqwest::Client::builder()
+        // A redirect turns a POST into a GET, whose 200 would look like an acknowledgement.
+        .redirect(reqwest::redirect::Policy::none())
+        // Attempts are counted and paced by the lane alone.
+        .retry(reqwest::retry::never())
+        // Proxy variables are made for browsers and would capture loopback addresses too.
+        .no_proxy()
+        .referer(false)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Duration::from_secs(30))
+        // Else a connection whose peer is gone would be offered again until the kernel gives up on it.
+        .tcp_user_timeout(timeout)
+        .connect_timeout(timeout.min(CONNECT))
+        .pool_idle_timeout(IDLE);
+    let tls = TlsFiles::read(tls)?;
+    if let Some(ca) = &tls.ca {
+        client = client.tls_certs_only(reqwest::Certificate::from_pem_bundle(ca).map_err(settings)?);
+    } else if endpoint.scheme() == "http" {
+        // Plain connections need no trust store, and must work on a machine that has none.
+        client = client.tls_certs_only([]);
+    }
+    if let Some((cert, key)) = &tls.identity {
+        let both = [cert.as_slice(), b"\n", key].concat();
+        client = client.identity(reqwest::Identity::from_pem(&both).map_err(settings)?);
+    }
+    Ok(client)
+}
+
+fn settings(error: reqwest::Error) -> BuildError {
+    BuildError::TlsSettings(connect::root(&error))
 }
 
 fn check(endpoint: &Url) -> Result<(), BuildError> {

@@ -1,5 +1,6 @@
 //! A self-hosted MLflow server: OTLP over HTTP, with experiments.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -14,9 +15,14 @@ use super::connect::Headers;
 use super::encode::{self, Chunks};
 use super::http::Client;
 use super::otlp_http::content_headers;
-use super::{Batch, BuildError, Failure, Outcome};
+use super::{Batch, BuildError, Failure, Outcome, Promised};
 use crate::config::{Compression, Experiment, Remote};
 use crate::otlp;
+
+mod call;
+mod relay;
+
+pub use relay::Relay;
 
 const EXPERIMENT: HeaderName = HeaderName::from_static("x-mlflow-experiment-id");
 const WORKSPACE: HeaderName = HeaderName::from_static("x-mlflow-workspace");
@@ -28,8 +34,10 @@ pub(super) struct Mlflow {
     base: Url,
     compression: Compression,
     experiment: Experiment,
-    /// The id that `experiment` was found to have. Held while it is looked up, so that only one request does.
-    resolved: Mutex<Option<String>>,
+    /// The ids that experiments were found to have, by name.
+    resolved: std::sync::Mutex<BTreeMap<String, String>>,
+    /// Held while one is looked up, so that only one request does.
+    looking_up: Mutex<()>,
     workspace: Option<HeaderValue>,
 }
 
@@ -64,7 +72,8 @@ impl Mlflow {
             base: remote.endpoint.clone(),
             compression,
             experiment: experiment.clone(),
-            resolved: Mutex::new(None),
+            resolved: std::sync::Mutex::default(),
+            looking_up: Mutex::default(),
             workspace,
         })
     }
@@ -89,12 +98,17 @@ impl Mlflow {
     /// An outcome on either side: what comes before the request ends the attempt early.
     async fn try_attempt(&self, batch: &Batch, deadline: Instant) -> Result<Outcome, Outcome> {
         let named = self.partition(batch.experiment.as_deref());
-        let id = match (named, &self.experiment) {
-            (Some(id), _) => id.to_owned(),
-            (None, Experiment::Id(id)) => id.clone(),
-            (None, Experiment::Name(name)) => self.resolve(name, deadline).await?,
+        let id = match (&batch.promised, named, &self.experiment) {
+            (None, Some(id), _) => id.to_owned(),
+            (Some(Promised { id: Some(id), .. }), ..) | (None, None, Experiment::Id(id)) => id.clone(),
+            (Some(Promised { name, id: None }), ..) | (None, None, Experiment::Name(name)) => {
+                self.resolve(name, deadline).await?
+            }
         };
-        let id = HeaderValue::from_str(&id).map_err(|_| Outcome::Refused {
+        if let Some(call) = &batch.call {
+            return self.call(call, batch, named, &id, deadline).await;
+        }
+        let header = HeaderValue::from_str(&id).map_err(|_| Outcome::Refused {
             failure: Failure::new("400", "the record names an experiment id that fits into no header"),
             doubtful: false,
         })?;
@@ -116,12 +130,12 @@ impl Mlflow {
         let body = encode::body(vec![prepared], self.compression).await.map_err(io)?;
 
         let mut headers = content_headers(self.compression);
-        headers.push((EXPERIMENT, id));
+        headers.push((EXPERIMENT, header));
         let answer =
             self.send(Method::POST, &self.address(&["v1", "traces"]), headers, Some(batch), body, deadline).await?;
-        if named.is_none() && answer::mlflow_missing(&answer) {
-            // It may have been created anew under the same name.
-            *self.resolved.lock().await = None;
+        if answer::mlflow_missing(&answer) {
+            // One that was looked up may have been created anew under the same name.
+            self.resolved().retain(|_, known| *known != id);
         }
         Ok(answer::mlflow(&answer, sent, SystemTime::now()))
     }
@@ -129,16 +143,24 @@ impl Mlflow {
     /// The id of the experiment of that name, which is created when there is none.
     async fn resolve(&self, name: &str, deadline: Instant) -> Result<String, Outcome> {
         // Another attempt may be looking it up, with a deadline of its own.
-        let mut resolved = timeout_at(deadline, self.resolved.lock()).await.map_err(|_| Outcome::timeout())?;
-        if let Some(id) = &*resolved {
-            return Ok(id.clone());
+        let _alone = timeout_at(deadline, self.looking_up.lock()).await.map_err(|_| Outcome::timeout())?;
+        if let Some(id) = self.looked_up(name) {
+            return Ok(id);
         }
         let id = match self.find(name, deadline).await? {
             Some(id) => id,
             None => self.create(name, deadline).await?,
         };
-        *resolved = Some(id.clone());
+        self.resolved().insert(name.to_owned(), id.clone());
         Ok(id)
+    }
+
+    pub(super) fn looked_up(&self, name: &str) -> Option<String> {
+        self.resolved().get(name).cloned()
+    }
+
+    fn resolved(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+        self.resolved.lock().expect("locked for moments that cannot panic")
     }
 
     async fn find(&self, name: &str, deadline: Instant) -> Result<Option<String>, Outcome> {

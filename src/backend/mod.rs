@@ -12,6 +12,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::config;
 
+pub use mlflow::Relay;
+
 pub mod answer;
 mod connect;
 mod encode;
@@ -43,6 +45,19 @@ pub struct Batch {
     pub headers: Vec<(String, String)>,
     /// Spans in all requests.
     pub spans: u64,
+    /// Set when that experiment was promised to an app by its name, and what the records name is a provisional id.
+    pub promised: Option<Promised>,
+    /// Set when there is one request only, and it is not OTLP but the body of this MLflow call.
+    pub call: Option<spool::Call>,
+}
+
+/// An experiment that is named by a provisional id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Promised {
+    /// Its name.
+    pub name: String,
+    /// The id that this backend's server turned out to have it under.
+    pub id: Option<String>,
 }
 
 impl Batch {
@@ -252,6 +267,19 @@ impl Backend {
     /// Looks at the file system; cheap, but not for every record.
     pub fn credentials_changed(&self) -> bool {
         self.headers().is_some_and(connect::Headers::changed)
+    }
+
+    /// Whether this kind of backend has a place for such a record.
+    pub fn takes(&self, kind: spool::Kind) -> bool {
+        matches!(self.kind, Kind::Mlflow(_)) || kind == spool::Kind::OtlpTraces
+    }
+
+    /// The id of the experiment of this name, as far as it was looked up for an attempt.
+    pub fn experiment_named(&self, name: &str) -> Option<String> {
+        match &self.kind {
+            Kind::Mlflow(backend) => backend.looked_up(name),
+            Kind::OtlpGrpc(_) | Kind::OtlpHttp(_) | Kind::File(_) => None,
+        }
     }
 
     fn headers(&self) -> Option<&connect::Headers> {

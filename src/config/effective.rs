@@ -45,6 +45,10 @@ pub fn effective(loaded: &Loaded) -> String {
     if let Some(uids) = &receive.allow_uids {
         page.line("allow_uids", format!("[{}]", uids.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")));
     }
+    page.section("[receive.mlflow]", "receive.mlflow");
+    page.line("enabled", receive.mlflow.enabled.to_string());
+    page.line("experiment_id", quoted(&receive.mlflow.experiment_id));
+    page.line("forward", receive.mlflow.forward.to_string());
     page.section("[spool]", "spool");
     page.line("max_bytes", quoted(bytes(config.spool.max_bytes)));
     page.line("segment_bytes", quoted(bytes(config.spool.segment_bytes)));

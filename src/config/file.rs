@@ -14,7 +14,6 @@ use super::{
 /// Keys that the documentation of later versions names. Whoever writes one is told that it is not a typing error.
 const NOT_YET: &[&str] = &[
     "receive.directory",
-    "receive.mlflow",
     "delivery.order",
     "delivery.use_mlflow_limits",
     "delivery.requests_per_second",
@@ -59,6 +58,7 @@ pub(super) struct Receive {
     pub keep_headers: Option<Found<Vec<Found<String>>>>,
     pub other_signals: Option<Found<OtherSignals>>,
     pub socket: Socket,
+    pub mlflow: Mlflow,
     pub allow_uids: Option<Found<Vec<u32>>>,
 }
 
@@ -67,6 +67,13 @@ pub(super) struct ServerTls {
     pub cert: Option<Found<PathBuf>>,
     pub key: Option<Found<PathBuf>>,
     pub client_ca: Option<Found<PathBuf>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Mlflow {
+    pub enabled: Option<Found<bool>>,
+    pub experiment_id: Option<Found<String>>,
+    pub forward: Option<Found<bool>>,
 }
 
 #[derive(Debug, Default)]
@@ -225,10 +232,21 @@ fn receive(section: Section<'_, '_>) -> Receive {
         ),
         allow_uids: inner.uids("allow_uids"),
         socket: socket(&inner, inner.socket_path("path")),
+        mlflow: mlflow(section.section("mlflow")),
     };
     inner.finish();
     section.finish();
     receive
+}
+
+fn mlflow(section: Section<'_, '_>) -> Mlflow {
+    let mlflow = Mlflow {
+        enabled: section.boolean("enabled"),
+        experiment_id: section.string("experiment_id"),
+        forward: section.boolean("forward"),
+    };
+    section.finish();
+    mlflow
 }
 
 fn server_tls(section: &Section<'_, '_>) -> Option<ServerTls> {

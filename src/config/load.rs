@@ -11,7 +11,7 @@ use super::section::{At, Found};
 use super::settle::Settle;
 use super::{
     Admin, AfterRetryTimeout, Backend, Config, DeadLetters, Delivery, Environment, Finding, Log, LogFormat, Mistakes,
-    Origin, Origins, Receive, ServerTls, Socket, Spool, Target, WhenFull, backends, file, kept_headers,
+    MlflowCalls, Origin, Origins, Receive, ServerTls, Socket, Spool, Target, WhenFull, backends, file, kept_headers,
 };
 
 const KIB: u64 = 1 << 10;
@@ -319,6 +319,7 @@ fn build_receive(written: file::Receive, socket: &Path, settle: &mut Settle<'_>)
     };
     let keep_headers = written.keep_headers.map_or_else(Vec::new, |found| kept_headers::build(found, settle));
     let allow_uids = settle.optional(written.allow_uids);
+    let mlflow = build_mlflow(written.mlflow, settle);
     Receive {
         listen,
         max_request_bytes,
@@ -330,7 +331,24 @@ fn build_receive(written: file::Receive, socket: &Path, settle: &mut Settle<'_>)
         other_signals: settle.or(written.other_signals, super::OtherSignals::default()),
         socket: build_socket(socket, written.socket.mode, written.socket.group, 0o660, settle),
         allow_uids,
+        mlflow,
     }
+}
+
+fn build_mlflow(written: file::Mlflow, settle: &mut Settle<'_>) -> MlflowCalls {
+    let default = MlflowCalls::default();
+    let at = written.experiment_id.as_ref().map(|found| found.at.clone());
+    let calls = MlflowCalls {
+        enabled: settle.or(written.enabled, default.enabled),
+        experiment_id: settle.or(written.experiment_id, default.experiment_id),
+        forward: settle.or(written.forward, default.forward),
+    };
+    if (calls.experiment_id.is_empty() || !calls.experiment_id.bytes().all(|byte| byte.is_ascii_digit()))
+        && let Some(at) = at
+    {
+        settle.mistake(&at, "must be the number of an experiment such as \"0\"");
+    }
+    calls
 }
 
 fn build_listen(entries: Vec<Found<String>>, guarded: bool, settle: &mut Settle<'_>) -> Vec<SocketAddr> {

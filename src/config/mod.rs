@@ -73,8 +73,27 @@ pub struct Receive {
     pub other_signals: OtherSignals,
     /// The spool socket.
     pub socket: Socket,
+    /// MLflow's own calls.
+    pub mlflow: MlflowCalls,
     /// The only users that may write to the spool socket; everybody whom its mode admits when absent.
     pub allow_uids: Option<Vec<u32>>,
+}
+
+/// MLflow's own calls on the listeners and the spool socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MlflowCalls {
+    /// They are answered.
+    pub enabled: bool,
+    /// The experiment of calls that name none.
+    pub experiment_id: String,
+    /// Those that are not spooled go to the mlflow backend.
+    pub forward: bool,
+}
+
+impl Default for MlflowCalls {
+    fn default() -> Self {
+        Self { enabled: true, experiment_id: "0".to_owned(), forward: true }
+    }
 }
 
 impl Receive {

@@ -20,9 +20,9 @@ use tracing::{info, warn};
 
 use crate::accounts::Accounts;
 use crate::admin::{self, Admin};
-use crate::backend::{self, Backend};
+use crate::backend::{self, Backend, Relay};
 use crate::clock::{Clock, wall_ns};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Target};
 use crate::deliver::{Lane, LaneParts};
 use crate::intake::{Commands, Committer, CommitterParts, Intake, Limits};
 use crate::ledger::{self, Follower, Ledger};
@@ -106,6 +106,8 @@ struct Built {
     store: Store,
     follower: Follower,
     backends: Vec<Arc<Backend>>,
+    /// The first mlflow backend's name, and the way to its server for calls that are not spooled.
+    relay: Option<(String, Relay)>,
     state_dir: StateDir,
 }
 
@@ -116,6 +118,8 @@ impl Built {
         let admin = Admin::bind(&config.admin)?;
         let backends = config.backends.iter().map(build_backend).collect::<Result<_, _>>()?;
 
+        let relay = config.backends.iter().find_map(build_relay).transpose()?;
+
         let ledger = Ledger::open(&state_dir.ledger(), wall_ns());
         let dirs = Dirs { journal: state_dir.journal(), side: state_dir.side() };
         let disk: Arc<dyn Disk> = Arc::new(OsDisk);
@@ -125,13 +129,13 @@ impl Built {
             warn!(kept_in = %path.display(), error, "the ledger is of no use; it is built again from the journal");
         }
         let follower = Follower::new(ledger.ledger, state_dir.ledger());
-        Ok(Self { doors, admin, store, follower, backends, state_dir })
+        Ok(Self { doors, admin, store, follower, backends, relay, state_dir })
     }
 
     /// Sets everything running; must be called inside the runtime.
     fn start(self, loaded: &Loaded) -> Result<Running, Fatal> {
         let config = &loaded.config;
-        let Self { doors, admin, store, follower, backends, state_dir } = self;
+        let Self { doors, admin, store, follower, backends, relay, state_dir } = self;
         let Store { writer, journal, side, accounts, clock, .. } = store;
         let ledger_bytes = follower.bytes();
         let id: Arc<str> = state_dir.id()?.into();
@@ -177,6 +181,8 @@ impl Built {
         let received = Arc::new(Received::default());
         let budget = Budget::new(config.receive.max_in_flight_bytes);
         let reception = Reception::new(&config.receive, &id, Intake::new(jobs), budget, Arc::clone(&received))?;
+        let books = (Arc::clone(&accounts), commands);
+        let reception = reception.with_mlflow(&config.receive, relay, books);
         let addresses = doors.addresses();
         let socket = doors.socket().display().to_string();
         let doors = doors
@@ -406,6 +412,13 @@ fn kinds(config: &Config) -> BTreeMap<String, &'static str> {
 fn build_backend(config: &crate::config::Backend) -> Result<Arc<Backend>, Fatal> {
     let built = Backend::build(config).map(Arc::new);
     built.map_err(|source| Fatal::Backend { name: config.name.clone(), source })
+}
+
+/// The way to a backend's MLflow server, if it is one.
+fn build_relay(config: &crate::config::Backend) -> Option<Result<(String, Relay), Fatal>> {
+    let Target::Mlflow { remote, .. } = &config.target else { return None };
+    let built = Relay::build(remote).map(|relay| (config.name.clone(), relay));
+    Some(built.map_err(|source| Fatal::Backend { name: config.name.clone(), source }))
 }
 
 /// The first lines of the log: where it listens, stores and ships, and how to try it.

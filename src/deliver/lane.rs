@@ -13,11 +13,12 @@ use tracing::{error, info, warn};
 
 use super::backoff::Backoff;
 use super::concurrency::Concurrency;
-use super::parcel::{Parcel, PassedOn, TraceId, take_due};
+use super::parcel::{Parcel, PassedOn, TraceId, take_due, take_fresh};
 use super::patience::Patience;
 use super::suspect::{BREAKER, Case};
+use super::turns::Turns;
 use crate::accounts::{Accounts, LaneState};
-use crate::backend::{Backend, Failure, Outcome};
+use crate::backend::{Backend, Failure, Outcome, Promised};
 use crate::clock::{Clock, millis, wall_ns};
 use crate::config::{AfterRetryTimeout, Delivery};
 use crate::intake::{Command, Commands};
@@ -25,6 +26,8 @@ use crate::side::Side;
 
 /// Records that a lane holds in memory at most, beside the bound in bytes.
 const WINDOW_RECORDS: u64 = 65_536;
+/// A call of so many bytes is no small part of its commit group, and not copied out of it.
+const CALL_KEPT_SHARED: usize = 1 << 20;
 /// Parcels that are filled at once: an app may send another header with every request.
 const OPEN_MAX: usize = 256;
 /// How long a stopping lane waits for the requests under way.
@@ -78,6 +81,8 @@ pub struct Lane {
     in_flight: JoinSet<Finished>,
     /// Traces in the requests under way.
     busy: BTreeSet<TraceId>,
+    /// What waits for what, where the order matters.
+    turns: Turns,
     /// What is in memory: queued and under way.
     held: Tally,
     mode: Mode,
@@ -142,6 +147,7 @@ impl Lane {
             queue: VecDeque::new(),
             in_flight: JoinSet::new(),
             busy: BTreeSet::new(),
+            turns: Turns::default(),
             held: Tally::default(),
             mode: Mode::Up,
             backoff: Backoff::new(backoff_initial, backoff_max),
@@ -228,20 +234,27 @@ impl Lane {
             self.reader = self.parts.journal.reader(account.place);
             self.at_end = false;
         }
-        for parcel in self.queue.iter_mut().chain(&mut self.open) {
-            let finished = parcel.take(|record| account.is_finished(record.number));
-            self.held = self.held.less(finished.map(|finished| finished.tally()).unwrap_or_default());
-        }
+        let parcels = self.queue.iter_mut().chain(&mut self.open);
+        let finished: Vec<_> =
+            parcels.filter_map(|parcel| parcel.take(|record| account.is_finished(record.number))).collect();
+        finished.iter().for_each(|finished| self.let_go(finished));
         self.queue.retain(|parcel| !parcel.records.is_empty());
         self.open.retain(|parcel| !parcel.records.is_empty());
     }
 
     /// As [`Lane::skip_finished`], for a parcel that is in hand.
     fn drop_finished(&mut self, parcel: &mut Parcel) {
-        if let Some(account) = self.parts.accounts.account(&self.parts.name) {
-            let finished = parcel.take(|record| account.is_finished(record.number));
-            self.held = self.held.less(finished.map(|finished| finished.tally()).unwrap_or_default());
+        if let Some(account) = self.parts.accounts.account(&self.parts.name)
+            && let Some(finished) = parcel.take(|record| account.is_finished(record.number))
+        {
+            self.let_go(&finished);
         }
+    }
+
+    /// Records are in memory no more, because they ended in one way or another.
+    fn let_go(&mut self, parcel: &Parcel) {
+        self.held = self.held.less(parcel.tally());
+        self.turns.leave(parcel);
     }
 
     /// Starts as many requests as may be under way now.
@@ -267,16 +280,16 @@ impl Lane {
         if fresh_first {
             let known = self.queue.len();
             self.read_more(now);
-            if self.queue.len() > known {
-                return self.queue.remove(known);
+            if let Some(parcel) = take_fresh(&mut self.queue, known, &self.turns) {
+                return Some(parcel);
             }
         }
         self.probe_fresh = true;
-        if let Some(parcel) = take_due(&mut self.queue, &self.busy, now) {
+        if let Some(parcel) = take_due(&mut self.queue, &self.busy, &self.turns, now) {
             return Some(parcel);
         }
         self.read_more(now);
-        take_due(&mut self.queue, &self.busy, now)
+        take_due(&mut self.queue, &self.busy, &self.turns, now)
     }
 
     fn send(&mut self, mut parcel: Parcel, probe: bool) {
@@ -289,11 +302,27 @@ impl Lane {
         self.busy.extend(&parcel.traces);
         self.parts.accounts.note(&self.parts.name, |account| account.attempts += 1);
         let backend = Arc::clone(&self.parts.backend);
-        let id = Arc::clone(&self.parts.id);
+        let mut batch = parcel.batch(&self.parts.id);
+        batch.promised = self.promised(&parcel);
         self.in_flight.spawn(async move {
-            let outcome = backend.attempt(&parcel.batch(&id)).await;
+            let outcome = backend.attempt(&batch).await;
             Finished { parcel, outcome, probe }
         });
+    }
+
+    /// What a provisional experiment stands for.
+    fn promised(&self, parcel: &Parcel) -> Option<Promised> {
+        let promised = self.parts.accounts.promised(parcel.experiment.as_deref()?)?;
+        Some(Promised { id: promised.found.get(&self.parts.name).cloned(), name: promised.name })
+    }
+
+    /// Remembers what an attempt found out about a provisional experiment.
+    fn note_experiment(&self, parcel: &Parcel) {
+        if let Some(Promised { name, id: None }) = self.promised(parcel)
+            && let (Some(promised), Some(id)) = (&parcel.experiment, self.parts.backend.experiment_named(&name))
+        {
+            self.parts.accounts.found_experiment(promised, &self.parts.name, &id);
+        }
     }
 
     /// Reads until a batch is full, or there is nothing more.
@@ -340,6 +369,10 @@ impl Lane {
                     if record.number < self.finished_below && self.is_finished(record.number) {
                         continue;
                     }
+                    if !self.parts.backend.takes(record.envelope.kind) {
+                        self.pass_over(&record);
+                        continue;
+                    }
                     self.held += record.tally();
                     if self.pack(record, batch_bytes, now) {
                         return;
@@ -360,6 +393,10 @@ impl Lane {
 
     /// Puts a record to its partition's open parcel. A parcel that it would overfill is queued first; then true.
     fn pack(&mut self, record: Record, batch_bytes: u64, now: Instant) -> bool {
+        if record.envelope.call.is_some() {
+            self.queue_call(record, now);
+            return false;
+        }
         let open = &mut self.open;
         let partition = self.parts.backend.partition(record.envelope.experiment.as_deref());
         let envelope = &record.envelope;
@@ -382,10 +419,33 @@ impl Lane {
         }
         if self.parts.backend.keeps_traces_apart() {
             let ids = crate::otlp::validate(&record.payload).map(|summary| summary.trace_ids).unwrap_or_default();
+            self.turns.enter(record.number, &ids);
             open[at].traces.extend(ids);
         }
         open[at].push(record);
         full
+    }
+
+    /// A call is a request of its own.
+    fn queue_call(&mut self, record: Record, now: Instant) {
+        let partition = self.parts.backend.partition(record.envelope.experiment.as_deref());
+        let passed_on = PassedOn::of(&record.envelope);
+        let mut parcel = Parcel::new(partition.map(str::to_owned), passed_on, now);
+        parcel.traces.extend(&record.envelope.trace_ids);
+        self.turns.enter(record.number, &record.envelope.trace_ids);
+        let is_small = record.payload.len() < CALL_KEPT_SHARED;
+        parcel.push(record);
+        if is_small {
+            // It may have to wait for its trace.
+            parcel.unshare();
+        }
+        self.queue.push_back(parcel);
+    }
+
+    /// The backend has no place for such a record.
+    fn pass_over(&self, record: &Record) {
+        let passed = [(record.number, record.tally())];
+        self.parts.accounts.settle(&self.parts.name, passed, |account, ended| account.not_applicable += ended.units);
     }
 
     /// The bound on one batch: as configured, or what the backend lately showed to be its limit.
@@ -435,6 +495,7 @@ impl Lane {
                 return self.refused(parcel, failure, false, Reason::Rejected).await;
             }
         }
+        self.note_experiment(&parcel);
         self.successes += 1;
         self.suspects_in_a_row = 0;
         self.size_taken = Some(parcel.bytes());
@@ -512,7 +573,7 @@ impl Lane {
 
     /// Gives up records without keeping them.
     async fn discard(&mut self, parcel: Parcel) {
-        self.held = self.held.less(parcel.tally());
+        self.let_go(&parcel);
         let records: Vec<_> = parcel.weights().collect();
         let controls = self.parts.accounts.discard_records(&self.parts.name, &records, DiscardReason::RetryTimeout);
         self.parts.commands.ask(|done| Command::Record { controls, done }).await;
@@ -636,7 +697,7 @@ impl Lane {
                     status = failure.status,
                     "set aside as dead letters"
                 );
-                self.held = self.held.less(tally);
+                self.let_go(&parcel);
                 let records: Vec<_> = parcel.weights().collect();
                 self.parts.accounts.bury(&self.parts.name, &records, numbers.start);
                 Ok(())
@@ -654,7 +715,7 @@ impl Lane {
 
     /// Notes in the books how records ended.
     fn finish(&mut self, parcel: &Parcel, change: impl FnOnce(&mut spool::Account, Tally)) {
-        self.held = self.held.less(parcel.tally());
+        self.let_go(parcel);
         self.parts.accounts.settle(&self.parts.name, parcel.weights(), change);
     }
 
@@ -748,7 +809,7 @@ impl Lane {
             Mode::Up => None,
             Mode::Probing(_, until) => Some(until),
         };
-        let parcels = self.queue.iter().map(|parcel| parcel.due).min();
+        let parcels = self.queue.iter().map(|parcel| parcel.due).filter(|due| *due > now).min();
         let look = matches!(self.mode, Mode::Probing(LaneState::Blocked, _)).then(|| now + CREDENTIALS_LOOK_EVERY);
         [not_before, parcels.max(not_before), look, self.read_again]
             .into_iter()

@@ -10,5 +10,6 @@ mod lane;
 mod parcel;
 mod patience;
 mod suspect;
+mod turns;
 
 pub use lane::{Lane, LaneParts};

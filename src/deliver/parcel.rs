@@ -7,6 +7,7 @@ use bytes::Bytes;
 use spool::{Envelope, Record, Tally};
 
 use super::suspect::Case;
+use super::turns::Turns;
 use crate::backend::{Batch, VIA};
 
 /// Identifies a trace among those under way.
@@ -115,7 +116,14 @@ impl Parcel {
             experiment: self.experiment.clone(),
             headers: self.passed_on.headers(own_id),
             spans: self.records.iter().map(|record| u64::from(record.envelope.spans)).sum(),
+            promised: None,
+            call: self.records.first().and_then(|record| record.envelope.call.clone()),
         }
+    }
+
+    /// An MLflow call, which is sent alone and in its turn.
+    pub(super) fn is_call(&self) -> bool {
+        self.records.first().is_some_and(|record| record.envelope.call.is_some())
     }
 
     /// Two halves, each to be sent at once. The parcel has two records at least.
@@ -140,9 +148,21 @@ impl Parcel {
     }
 }
 
-/// Takes the first parcel that is due and shares no trace with what is under way.
-pub(super) fn take_due(queue: &mut VecDeque<Parcel>, busy: &BTreeSet<TraceId>, now: Instant) -> Option<Parcel> {
-    let at = queue.iter().position(|parcel| parcel.due <= now && parcel.traces.is_disjoint(busy))?;
+/// Takes the first parcel that is due, shares no trace with what is under way, and has nothing to wait for.
+pub(super) fn take_due(
+    queue: &mut VecDeque<Parcel>,
+    busy: &BTreeSet<TraceId>,
+    turns: &Turns,
+    now: Instant,
+) -> Option<Parcel> {
+    let may_go = |parcel: &Parcel| parcel.due <= now && parcel.traces.is_disjoint(busy) && turns.has_come(parcel);
+    let at = queue.iter().position(may_go)?;
+    queue.remove(at)
+}
+
+/// Takes the first of the parcels behind the `known` first ones that has nothing to wait for. Nothing is under way.
+pub(super) fn take_fresh(queue: &mut VecDeque<Parcel>, known: usize, turns: &Turns) -> Option<Parcel> {
+    let at = (known..queue.len()).find(|at| turns.has_come(&queue[*at]))?;
     queue.remove(at)
 }
 

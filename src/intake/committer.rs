@@ -462,9 +462,15 @@ impl Committer {
     fn draft(&self, submission: Submission) -> Draft {
         let now = self.parts.clock.now();
         let summary = &submission.summary;
+        let kind = match &submission.call {
+            None => Kind::OtlpTraces,
+            Some(head) if head.is_artifact => Kind::MlflowArtifact,
+            Some(_) => Kind::MlflowTraceInfo,
+        };
+        let (trace_ids, call) = submission.call.map(|head| (vec![head.trace_id], head.call)).unzip();
         Draft {
             envelope: Envelope {
-                kind: Kind::OtlpTraces,
+                kind,
                 received_ns: now.wall_ns,
                 clock_ms: now.clock_ms,
                 spans: summary.spans,
@@ -475,6 +481,8 @@ impl Committer {
                 headers: submission.headers,
                 via: submission.via,
                 peer_uid: submission.peer_uid,
+                trace_ids: trace_ids.unwrap_or_default(),
+                call,
                 ..Envelope::default()
             },
             payload: submission.payload,

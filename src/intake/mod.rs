@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::otlp::Summary;
 
 pub use committer::{Committer, CommitterParts, Limits};
-pub use spool::Door;
+pub use spool::{Call, Door};
 
 /// A validated request on its way to the journal.
 #[derive(Debug)]
@@ -33,6 +33,19 @@ pub struct Submission {
     pub via: Vec<String>,
     /// Peer of a Unix socket.
     pub peer_uid: Option<u32>,
+    /// Set when the payload is no OTLP request, but the body of one of MLflow's own calls about a trace.
+    pub call: Option<CallHead>,
+}
+
+/// What is known of an MLflow call beside its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallHead {
+    /// What is to be sent to an MLflow server.
+    pub call: Call,
+    /// The trace that it is about.
+    pub trace_id: [u8; 16],
+    /// The body is a file, not a message.
+    pub is_artifact: bool,
 }
 
 /// The promise: the record is on disk.

@@ -42,6 +42,14 @@ pub fn spans(request: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     parts(request, places(request).map(|place| vec![place]))
 }
 
+/// Trace id and span id of every span, in order; all zero where a span has none.
+pub fn ids(request: &[u8]) -> impl Iterator<Item = ([u8; 16], [u8; 8])> {
+    places(request).map(|place| {
+        let span_id = inner(place.span, SPAN_ID).last().unwrap_or_default();
+        (trace_id(place.span).try_into().unwrap_or_default(), span_id.try_into().unwrap_or_default())
+    })
+}
+
 fn parts<'a>(request: &'a [u8], groups: impl Iterator<Item = Vec<Place<'a>>>) -> impl Iterator<Item = Vec<u8>> {
     let mut groups = groups.peekable();
     let whole = groups.peek().is_none().then(|| request.to_vec());
@@ -52,6 +60,7 @@ const RESOURCE_SPANS: u32 = 1;
 const SCOPE_SPANS: u32 = 2;
 const SPANS: u32 = 2;
 const TRACE_ID: u32 = 1;
+const SPAN_ID: u32 = 2;
 
 /// A span, and where it stands.
 #[derive(Clone, Copy)]

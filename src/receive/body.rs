@@ -1,5 +1,6 @@
 //! Reading a request's body: bounded in size, in memory and in time.
 
+use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -79,6 +80,24 @@ impl<B: Body<Data = Bytes> + Unpin> Inbound<B> {
             }
         }
         Ok(gathered.into_bytes())
+    }
+
+    /// Whether there is nothing to read.
+    pub(super) fn is_over(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    /// Hands every piece on as it comes, until `to` wants no more.
+    pub(super) async fn pour<F: Future<Output = bool>>(&mut self, to: impl Fn(Bytes) -> F) -> Result<(), Problem> {
+        let mut pace = Pace::new();
+        while let Some(piece) = self.next(&mut pace).await? {
+            if !to(piece).await {
+                break;
+            }
+            // How long the other side took is not the client's doing.
+            pace.last = Instant::now();
+        }
+        Ok(())
     }
 
     /// Reads all of it and keeps nothing.

@@ -111,8 +111,8 @@ async fn speak_http<I>(
             let in_hand = Activity::request(&activity);
             async move {
                 let response = service::answer(&reception, peer, request).await;
-                drop(in_hand);
-                Ok::<_, Infallible>(response)
+                // An answer that another server still writes is in hand to its end.
+                Ok::<_, Infallible>(response.map(|reply| reply.holding(in_hand)))
             }
         }
     });

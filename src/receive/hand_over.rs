@@ -45,10 +45,10 @@ pub(super) enum Form {
 /// What a request says about its traces outside its body.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Labels {
-    experiment: Option<String>,
-    workspace: Option<String>,
-    kept: Vec<(String, String)>,
-    via: Vec<String>,
+    pub(super) experiment: Option<String>,
+    pub(super) workspace: Option<String>,
+    pub(super) kept: Vec<(String, String)>,
+    pub(super) via: Vec<String>,
 }
 
 impl Labels {
@@ -70,6 +70,11 @@ impl Labels {
             kept: kept(headers, &reception.keep_headers)?,
             via,
         })
+    }
+
+    /// The same for the experiment `default`, when none is named.
+    pub(super) fn or_experiment(self, default: &str) -> Self {
+        Self { experiment: self.experiment.or_else(|| Some(default.to_owned())), ..self }
     }
 }
 
@@ -143,27 +148,47 @@ pub(super) async fn begin(reception: &Reception, parcel: Parcel) -> Result<Pendi
     let Parcel { body, coding, form, door, labels, peer_uid, charge } = parcel;
     let raw = Raw { body, coding, form, charge, experiment: None };
     let Prepared { payload, summary, charge, experiment: of_trace } = prepared(reception, raw).await?;
-
-    let bytes = size(payload.len());
-    let spans = u64::from(summary.spans);
-    let traces = size(summary.trace_ids.len());
-    let received = Arc::clone(&reception.received);
-    if spans == 0 {
-        received.took(0, 0, bytes);
+    if summary.spans == 0 {
+        reception.received.took(0, 0, size(payload.len()));
         return Ok(Pending::Nothing);
     }
     let Labels { experiment, workspace, kept: headers, via } = labels;
     let experiment = experiment.or(of_trace);
-    let submission = Submission { payload, summary, door, experiment, workspace, headers, via, peer_uid };
+    // Whoever names an experiment may be an SDK that asks for its spans later.
+    let ids: Vec<_> = experiment.iter().flat_map(|_| otlp::split::ids(&payload)).collect();
+    let submission = Submission { payload, summary, door, experiment, workspace, headers, via, peer_uid, call: None };
+    Ok(Pending::Record(enqueue(reception, submission, charge, ids).await?))
+}
+
+/// Returns when a record is durable that is not traces.
+pub(super) async fn submit(reception: &Reception, submission: Submission, charge: Charge) -> Result<(), Problem> {
+    finished(enqueue(reception, submission, charge, Vec::new()).await?.await)??;
+    Ok(())
+}
+
+async fn enqueue(
+    reception: &Reception,
+    submission: Submission,
+    charge: Charge,
+    ids: Vec<([u8; 16], [u8; 8])>,
+) -> Result<JoinHandle<Result<Receipt, Refusal>>, Refusal> {
+    let bytes = size(submission.payload.len());
+    let spans = u64::from(submission.summary.spans);
+    let traces = size(submission.summary.trace_ids.len());
+    let received = Arc::clone(&reception.received);
+    let seen = Arc::clone(&reception.mlflow.seen);
     let answered = reception.intake.enqueue(submission).await?;
-    Ok(Pending::Record(tokio::spawn(async move {
+    Ok(tokio::spawn(async move {
         let outcome = answered.await.unwrap_or(Err(Refusal::Failed));
         drop(charge);
         if outcome.is_ok() {
             received.took(traces, spans, bytes);
+            if !ids.is_empty() {
+                seen.note(ids);
+            }
         }
         outcome
-    })))
+    }))
 }
 
 /// A body as it came, and what is held for it.

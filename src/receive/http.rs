@@ -47,7 +47,11 @@ where
         return Err(Refusal::TooLarge { limit }.into());
     }
     if signal == Signal::Traces {
-        let labels = Labels::read(&head.headers, reception)?;
+        let mut labels = Labels::read(&head.headers, reception)?;
+        if head.headers.contains_key("x-mlflow-experiment-id") {
+            // It may be there and empty: then an MLflow SDK asks, and the operator says for which experiment.
+            labels = labels.or_experiment(reception.mlflow.default_experiment());
+        }
         let mut charge = reception.budget.open()?;
         let body = body.read(limit, &mut charge, |_| Ok(announced)).await?;
         let (door, peer_uid) = (Door::Http, peer.uid());

@@ -569,6 +569,7 @@ mod tests {
             max_request_bytes: 1 << 20,
             max_in_flight_bytes: 1 << 24,
             insecure: false,
+            mlflow: config::MlflowCalls::default(),
             tls: None,
             token_file: None,
             keep_headers: Vec::new(),

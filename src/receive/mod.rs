@@ -3,7 +3,7 @@
 //! In the order of a request's life: [`listen`] binds and accepts, or takes what systemd bound (`inherited`);
 //! `connection` speaks HTTP/1.1 and HTTP/2 on what was accepted (with what `authority` and `bare` put right), below `tls` where that is set, and `lines` JSON lines
 //! on a Unix socket; `service` lets in who may (`origin`, `token`) and tells gRPC from HTTP; `grpc` and `http` know the
-//! two protocols; `body` and `coding` turn what arrives into bytes within the limits; `hand_over` validates them, with
+//! two protocols, and `mlflow` the calls of MLflow's SDK; `body` and `coding` turn what arrives into bytes within the limits; `hand_over` validates them, with
 //! what the headers say (`via`), and gives them to the intake; and `refusal` says what the answer is when one of them
 //! said no. [`Budget`] bounds the memory of all requests together.
 //!
@@ -22,6 +22,7 @@ mod http;
 mod inherited;
 mod lines;
 pub mod listen;
+mod mlflow;
 mod origin;
 mod owner;
 mod refusal;
@@ -44,8 +45,10 @@ use tokio::sync::Semaphore;
 use self::refusal::Problem;
 use self::service::Signal;
 use self::token::Token;
+use crate::accounts::Accounts;
+use crate::backend::Relay;
 use crate::config::{self, OtherSignals};
-use crate::intake::Intake;
+use crate::intake::{Commands, Intake};
 
 /// What is wrong with the files that the doors need, as far as that can be told without opening them.
 pub fn problems(config: &config::Receive) -> Vec<BindError> {
@@ -66,6 +69,7 @@ pub struct Reception {
     max_request_bytes: u64,
     /// One permit for each piece of work that would hold up the reactor; bounds threads, and the memory of decoders.
     heavy: Arc<Semaphore>,
+    mlflow: mlflow::Mlflow,
     /// Who comes over TCP must know it.
     token: Option<Token>,
     /// The only users that may write to a Unix socket.
@@ -99,6 +103,7 @@ impl Reception {
             received,
             max_request_bytes: config.max_request_bytes,
             heavy: Arc::new(Semaphore::new(cores.max(2))),
+            mlflow: mlflow::Mlflow::new(&config.mlflow, id, None, None),
             token,
             allow_uids: config.allow_uids.clone(),
             keep_headers: config.keep_headers.iter().filter_map(|name| name.parse().ok()).collect(),
@@ -124,6 +129,19 @@ impl Reception {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The same with what MLflow's calls need: the server of this backend, where those go that do not belong to a trace,
+    /// and the books, where it stands which experiments were promised.
+    #[must_use]
+    pub fn with_mlflow(
+        self,
+        config: &config::Receive,
+        server: Option<(String, Relay)>,
+        books: (Arc<Accounts>, Commands),
+    ) -> Self {
+        let mlflow = mlflow::Mlflow::new(&config.mlflow, &self.id, server, Some(books));
+        Self { mlflow, ..self }
     }
 }
 

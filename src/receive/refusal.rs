@@ -143,7 +143,8 @@ impl Problem {
         Self { http: StatusCode::BAD_REQUEST, grpc: Code::Internal, message: message.into(), counted: Counted::Invalid }
     }
 
-    fn outside(http: StatusCode, grpc: Code, message: impl Into<String>) -> Self {
+    /// A refusal that says nothing about traces.
+    pub(super) fn outside(http: StatusCode, grpc: Code, message: impl Into<String>) -> Self {
         Self { http, grpc, message: message.into(), counted: Counted::No }
     }
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::header::{EXPECT, HOST, ORIGIN};
+use http::header::{AUTHORIZATION, EXPECT, HOST, ORIGIN};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Request, Response};
 use http_body::Body;
@@ -11,7 +11,7 @@ use http_body::Body;
 use super::body::Inbound;
 use super::refusal::Problem;
 use super::reply::Reply;
-use super::{Received, Reception, grpc, http as otlp_http, origin};
+use super::{Received, Reception, grpc, http as otlp_http, mlflow, origin};
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,9 @@ where
     let (head, body) = request.into_parts();
     let mut body = Inbound::new(body);
     let is_call = grpc::is_call(&head);
-    let outcome = take(reception, peer, &head, &mut body, is_call).await;
+    let of_mlflow = if is_call { None } else { reception.mlflow.route(&head) };
+    let is_of_mlflow = of_mlflow.is_some();
+    let outcome = take(reception, peer, &head, &mut body, is_call, of_mlflow).await;
     let response = outcome.unwrap_or_else(|problem| {
         reception.received.refused(problem.counted);
         tracing::debug!(
@@ -69,6 +71,8 @@ where
         );
         if is_call && grpc::refuse_version(&head).is_ok() {
             grpc::refusal(&problem)
+        } else if is_of_mlflow {
+            mlflow::refusal(&problem)
         } else {
             otlp_http::refusal(&head.headers, &problem)
         }
@@ -83,6 +87,7 @@ async fn take<B>(
     head: &Parts,
     body: &mut Inbound<B>,
     is_call: bool,
+    of_mlflow: Option<mlflow::Route>,
 ) -> Result<Response<Reply>, Problem>
 where
     B: Body<Data = Bytes> + Unpin,
@@ -92,6 +97,12 @@ where
             admit(head, local, &reception.own_name)?;
             if let Some(token) = &reception.token {
                 token.check(&head.headers)?;
+                if let Some(route) = of_mlflow {
+                    // The token is this door's, and no server's.
+                    let mut head = head.clone();
+                    head.headers.remove(AUTHORIZATION);
+                    return mlflow::handle(reception, &peer, &head, body, route).await;
+                }
             }
         }
         Peer::Unix { uid } => reception.admit_user(uid)?,
@@ -99,6 +110,8 @@ where
     if is_call {
         grpc::refuse_version(head)?;
         grpc::handle(reception, &peer, head, body).await
+    } else if let Some(route) = of_mlflow {
+        mlflow::handle(reception, &peer, head, body, route).await
     } else {
         otlp_http::handle(reception, &peer, head, body).await
     }

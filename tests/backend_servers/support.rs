@@ -131,7 +131,8 @@ pub(crate) fn config(target: Target, timeout: Duration) -> config::Backend {
 /// Requests with one span each, of these names.
 pub(crate) fn batch(names: &[&str]) -> Batch {
     let requests = names.iter().map(|name| request(name)).collect();
-    Batch { requests, experiment: None, headers: Vec::new(), spans: names.len() as u64 }
+    let spans = names.len() as u64;
+    Batch { requests, experiment: None, headers: Vec::new(), spans, promised: None, call: None }
 }
 
 fn request(name: &str) -> Bytes {

@@ -86,6 +86,7 @@ pub(crate) fn receive(directory: &Path, max_request_bytes: u64, max_in_flight_by
         max_request_bytes,
         max_in_flight_bytes,
         insecure: false,
+        mlflow: config::MlflowCalls::default(),
         tls: None,
         token_file: None,
         keep_headers: Vec::new(),
