@@ -44,6 +44,7 @@
 
 mod damage;
 pub mod disk;
+mod drop_file;
 mod envelope;
 mod error;
 mod frame;
@@ -56,6 +57,7 @@ mod tally;
 mod tlv;
 
 pub use damage::Damage;
+pub use drop_file::{DropFile, FileId};
 pub use envelope::{Aside, Door, Envelope, Kind, Reason, SourceRange};
 pub use error::Error;
 pub use frame::Record;

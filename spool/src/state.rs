@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use crate::Ranges;
 use crate::damage::{Damage, Share};
+use crate::drop_file::{DropFile, FileId};
 use crate::envelope::Reason;
+use crate::envelope::SourceRange;
 use crate::tally::Tally;
 use crate::tlv::{self, CRITICAL, Encoder, Malformed};
 
@@ -21,6 +23,8 @@ pub struct State {
     pub received: Received,
     /// One per backend that ever was, by name.
     pub accounts: BTreeMap<String, Account>,
+    /// Drop files of which something was taken, and that are not known to be gone.
+    pub drop_files: BTreeMap<FileId, DropFile>,
     /// Which history this is: made at the journal's first start, and kept wherever a place is kept, so that the places
     /// of one spool are never taken for those of another. 0 before it is known.
     pub spool_id: u64,
@@ -327,6 +331,18 @@ pub enum Control {
         /// Its name.
         name: String,
     },
+    /// A drop file was taken up to a byte; its records are in the same group.
+    FileTaken {
+        /// Which one.
+        file: FileId,
+        /// How far, and what it looked like then.
+        taken: DropFile,
+    },
+    /// A drop file that was taken is gone, and its directory was synced.
+    FileGone {
+        /// Which one.
+        file: FileId,
+    },
     /// Records that a backend waited for were given up by a limit.
     Discarded {
         /// The backend.
@@ -389,6 +405,8 @@ pub enum LettersEnd {
 const CONTROL_BACKEND_ADDED: u16 = CRITICAL | 1;
 const CONTROL_PAUSED: u16 = CRITICAL | 2;
 const CONTROL_RESUMED: u16 = CRITICAL | 3;
+const CONTROL_FILE_TAKEN: u16 = CRITICAL | 10;
+const CONTROL_FILE_GONE: u16 = CRITICAL | 11;
 const CONTROL_DISCARDED: u16 = CRITICAL | 5;
 const CONTROL_SIDE_SETTLED: u16 = CRITICAL | 12;
 const CONTROL_PURGED: u16 = CRITICAL | 4;
@@ -420,6 +438,8 @@ impl Control {
             Self::BackendRemoved { name, end } => to.bytes(CONTROL_BACKEND_REMOVED, &numbered_name(*end, name)),
             Self::Paused { name } => to.text(CONTROL_PAUSED, Some(name)),
             Self::Resumed { name } => to.text(CONTROL_RESUMED, Some(name)),
+            Self::FileTaken { file, taken } => to.u64s(CONTROL_FILE_TAKEN, &taken.numbers(*file)),
+            Self::FileGone { file } => to.u64s(CONTROL_FILE_GONE, &[file.device, file.inode]),
             Self::Discarded { backend, records, reason, tally } => {
                 let mut inner = Encoder::default();
                 inner
@@ -475,6 +495,14 @@ impl Control {
                 }
                 CONTROL_PAUSED => Self::Paused { name: tlv::as_text(value)? },
                 CONTROL_RESUMED => Self::Resumed { name: tlv::as_text(value)? },
+                CONTROL_FILE_TAKEN => {
+                    let (file, taken) = DropFile::from_numbers(tlv::as_u64s(value)?);
+                    Self::FileTaken { file, taken }
+                }
+                CONTROL_FILE_GONE => {
+                    let [device, inode] = tlv::as_u64s(value)?;
+                    Self::FileGone { file: FileId { device, inode } }
+                }
                 CONTROL_DISCARDED => read_discarded(value)?,
                 CONTROL_SIDE_SETTLED => read_side_settled(value)?,
                 CONTROL_RELABELLED => Self::Relabelled(Box::new(Label::decode(value)?)),
@@ -638,6 +666,7 @@ fn read_numbered_name(value: &[u8]) -> Result<(u64, String), Malformed> {
 const CLOCK: u16 = 1;
 const RECEIVED: u16 = 2;
 const ACCOUNT: u16 = 3;
+const DROP_FILE: u16 = 6;
 const LABEL: u16 = 8;
 const SIDE_SETTLED: u16 = 9;
 const SPOOL_ID: u16 = 10;
@@ -672,6 +701,8 @@ impl State {
             }
             Control::Paused { name } => self.accounts.entry(name.clone()).or_default().paused = true,
             Control::Resumed { name } => self.accounts.entry(name.clone()).or_default().paused = false,
+            Control::FileTaken { file, taken } => self.drop_files.entry(*file).or_default().advance(taken),
+            Control::FileGone { file } => drop(self.drop_files.remove(file)),
             Control::Discarded { backend, records, reason, tally } => {
                 if let Some(account) = self.accounts.get_mut(backend).filter(|account| account.awaits(records)) {
                     account.finish_all(records);
@@ -712,6 +743,21 @@ impl State {
                 self.written_off.entry(segment).or_default().insert(damage.records);
             }
         }
+    }
+
+    /// Folds in a control of a group of which not everything could be read. That a drop file was taken does not count
+    /// then: its records may be missing. Which of them are there, [`State::note_source`] is told.
+    pub(crate) fn apply_in_doubt(&mut self, control: &Control) {
+        match control {
+            Control::FileTaken { file, taken } => self.drop_files.entry(*file).or_default().doubt(taken),
+            other => self.apply(other),
+        }
+    }
+
+    /// Notes that what lies there in a drop file is in the journal, though perhaps not all before it.
+    pub(crate) fn note_source(&mut self, source: SourceRange) {
+        let file = FileId { device: source.device, inode: source.inode };
+        self.drop_files.entry(file).or_default().note(source.start..source.end);
     }
 
     /// The lowest record that must stay; `None` when there never was a backend, and all must. Records that came in while
@@ -789,6 +835,9 @@ impl State {
         for (name, account) in &self.accounts {
             to.bytes(ACCOUNT, &account.encode(name));
         }
+        for (file, taken) in &self.drop_files {
+            to.bytes(DROP_FILE, &taken.encode(*file));
+        }
         for label in &self.labels {
             to.bytes(LABEL, &label.encode());
         }
@@ -812,6 +861,10 @@ impl State {
                 ACCOUNT => {
                     let (name, account) = Account::decode(value)?;
                     state.accounts.insert(name, account);
+                }
+                DROP_FILE => {
+                    let (file, taken) = DropFile::decode(value)?;
+                    state.drop_files.insert(file, taken);
                 }
                 LABEL => state.labels.push(Label::decode(value)?),
                 SIDE_SETTLED => state.side_settled = read_pairs(value)?,
@@ -924,6 +977,7 @@ mod tests {
             clock_ms: 42,
             received: Received { requests: 1, refused_too_large: 7, counted_to: 9, ..Received::default() },
             accounts: [("a".to_owned(), account), ("b".to_owned(), Account::from_record(9))].into(),
+            drop_files: [(FileId { device: 1, inode: 2 }, DropFile { behind: 3, ..DropFile::default() })].into(),
             spool_id: 77,
             facts: 78,
             side_settled: [1..4, 6..7].into_iter().collect(),

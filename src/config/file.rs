@@ -8,12 +8,12 @@ use toml::de::DeTable;
 
 use super::section::{At, Document, Found, Section};
 use super::{
-    AfterRetryTimeout, Compression, Environment, Finding, LogFormat, Origin, OtherSignals, StartAt, WhenFull, remote,
+    AfterRetryTimeout, AfterTaking, Compression, Environment, Finding, LogFormat, Origin, OtherSignals, StartAt,
+    WhenFull, remote,
 };
 
 /// Keys that the documentation of later versions names. Whoever writes one is told that it is not a typing error.
 const NOT_YET: &[&str] = &[
-    "receive.directory",
     "receive.mlflow",
     "delivery.order",
     "delivery.use_mlflow_limits",
@@ -60,6 +60,7 @@ pub(super) struct Receive {
     pub other_signals: Option<Found<OtherSignals>>,
     pub socket: Socket,
     pub allow_uids: Option<Found<Vec<u32>>>,
+    pub directory: Directory,
 }
 
 #[derive(Debug)]
@@ -67,6 +68,15 @@ pub(super) struct ServerTls {
     pub cert: Option<Found<PathBuf>>,
     pub key: Option<Found<PathBuf>>,
     pub client_ca: Option<Found<PathBuf>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    pub path: Option<Found<PathBuf>>,
+    pub rescan: Option<Found<Duration>>,
+    pub after: Option<Found<AfterTaking>>,
+    pub keep: Option<Found<Duration>>,
+    pub keep_bytes: Option<Found<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -225,10 +235,23 @@ fn receive(section: Section<'_, '_>) -> Receive {
         ),
         allow_uids: inner.uids("allow_uids"),
         socket: socket(&inner, inner.socket_path("path")),
+        directory: directory(section.section("directory")),
     };
     inner.finish();
     section.finish();
     receive
+}
+
+fn directory(section: Section<'_, '_>) -> Directory {
+    let directory = Directory {
+        path: section.path("path"),
+        rescan: section.time("rescan"),
+        after: choice(&section, "after", &[("delete", AfterTaking::Delete), ("archive", AfterTaking::Archive)]),
+        keep: section.time("keep"),
+        keep_bytes: section.bytes("keep_bytes"),
+    };
+    section.finish();
+    directory
 }
 
 fn server_tls(section: &Section<'_, '_>) -> Option<ServerTls> {

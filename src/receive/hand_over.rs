@@ -154,10 +154,10 @@ pub(super) async fn begin(reception: &Reception, parcel: Parcel) -> Result<Pendi
     }
     let Labels { experiment, workspace, kept: headers, via } = labels;
     let experiment = experiment.or(of_trace);
-    let submission = Submission { payload, summary, door, experiment, workspace, headers, via, peer_uid };
+    let submission = Submission { payload, summary, door, experiment, workspace, headers, via, peer_uid, source: None };
     let answered = reception.intake.enqueue(submission).await?;
     Ok(Pending::Record(tokio::spawn(async move {
-        let outcome = answered.await.unwrap_or(Err(Refusal::Failed));
+        let outcome = answered.await.unwrap_or(Err(Refusal::Failed)).map(Receipt::of);
         drop(charge);
         if outcome.is_ok() {
             received.took(traces, spans, bytes);
