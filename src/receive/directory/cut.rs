@@ -14,6 +14,8 @@ pub(super) struct Piece {
     pub(super) bytes: Range<u64>,
     /// The line where it begins, from 1; 0 in protobuf.
     pub(super) line: u64,
+    /// It is a whole document, not a resource of one.
+    pub(super) whole: bool,
     /// Its bytes, or why it can't be taken.
     pub(super) content: Result<Vec<u8>, Bad>,
 }
@@ -54,6 +56,8 @@ struct Hand {
     too_large: bool,
     /// Behind the last finished piece, and its line.
     behind: (u64, u64),
+    /// The piece at hand is a whole document.
+    whole: bool,
     done: VecDeque<Piece>,
 }
 
@@ -90,7 +94,8 @@ impl Hand {
             Some(bad) => Err(bad),
             None => Ok(bytes),
         };
-        self.done.push_back(Piece { bytes: self.start..self.at, line: self.start_line, content });
+        let (bytes, line, whole) = (self.start..self.at, self.start_line, self.whole);
+        self.done.push_back(Piece { bytes, line, whole, content });
         self.behind = (self.at, self.line);
     }
 }
@@ -122,6 +127,7 @@ impl Cutter {
             bytes: Vec::new(),
             too_large: false,
             behind: (0, u64::from(form != Form::Protobuf)),
+            whole: form == Form::Lines,
             done: VecDeque::new(),
         };
         let state = match form {
@@ -158,7 +164,7 @@ impl Cutter {
     pub(super) fn spoil(&mut self, why: &'static str) {
         let at_hand = match &self.state {
             State::Lines { begun } => *begun,
-            State::Documents(documents) => matches!(documents.at, Place::InItem | Place::Lost),
+            State::Documents(documents) => documents.kept || matches!(documents.at, Place::InItem | Place::Lost),
             State::Protobuf(protobuf) => protobuf.begun,
         };
         if !at_hand {
@@ -228,6 +234,9 @@ struct Documents {
     any: bool,
     /// Whether the document at hand had any member.
     members: bool,
+    /// The document at hand is kept from its beginning on: there is no list of resources so far, and it may be a trace
+    /// in another form.
+    kept: bool,
     document: (u64, u64),
 }
 
@@ -276,7 +285,7 @@ impl Documents {
                 }
                 Place::Skipped => {
                     let length = self.value_ends(rest);
-                    hand.pass(&rest[..length.unwrap_or(rest.len())]);
+                    self.keep_or_pass(hand, &rest[..length.unwrap_or(rest.len())]);
                     if length.is_some() {
                         self.at = Place::AfterValue;
                     }
@@ -292,16 +301,21 @@ impl Documents {
                 }
                 Place::FirstItem | Place::Item if byte == b'{' => {
                     hand.begin();
+                    hand.whole = false;
                     self.at = Place::InItem;
                     (self.depth, self.in_string, self.escaped) = (0, false, false);
                 }
                 _ => {
                     self.step(hand, byte);
-                    hand.pass(&[byte]);
+                    self.keep_or_pass(hand, &[byte]);
                     rest = behind;
                 }
             }
         }
+    }
+
+    fn keep_or_pass(&self, hand: &mut Hand, bytes: &[u8]) {
+        if self.kept { hand.take(bytes) } else { hand.pass(bytes) }
     }
 
     /// One byte outside of values.
@@ -311,7 +325,10 @@ impl Documents {
             (Place::InKey, _) => self.key(byte),
             (place, _) if is_space => place,
             (Place::Outside, b'{') => {
-                *self = Self { at: Place::FirstKey, any: true, document: (hand.at, hand.line), ..Self::default() };
+                hand.begin();
+                hand.whole = true;
+                let document = (hand.at, hand.line);
+                *self = Self { at: Place::FirstKey, any: true, kept: true, document, ..Self::default() };
                 Place::FirstKey
             }
             (Place::Outside, _) => self.lose(hand, "is not an object of OTLP JSON"),
@@ -326,6 +343,7 @@ impl Documents {
             (Place::Colon, b':') => Place::Value,
             (Place::Colon, _) => self.lose(hand, "a colon is expected"),
             (Place::Value, b'[') if self.is_resources() => {
+                self.let_go(hand);
                 if std::mem::replace(&mut self.had_resources, true) {
                     self.lose(hand, "resourceSpans is there twice")
                 } else {
@@ -333,6 +351,7 @@ impl Documents {
                 }
             }
             (Place::Value, b'n') if self.is_resources() => {
+                self.let_go(hand);
                 self.had_resources = true;
                 Place::Scalar
             }
@@ -411,13 +430,19 @@ impl Documents {
         None
     }
 
-    /// The document at hand has ended. One that has no resources and something else instead would else be a success of
-    /// which nothing is left.
+    /// It is cut at its resources, and not kept as a whole.
+    fn let_go(&mut self, hand: &mut Hand) {
+        if std::mem::take(&mut self.kept) {
+            hand.begin();
+        }
+    }
+
+    /// The document at hand has ended. One that has no resources is a piece as a whole: what it is, is seen there.
     fn close(&mut self, hand: &mut Hand) -> Place {
-        if !self.had_resources && self.members {
-            (hand.start, hand.start_line) = self.document;
-            hand.at += 1;
-            hand.finish(Some(Bad::Malformed(self.foreign.unwrap_or("has no resourceSpans: it is not OTLP JSON"))));
+        if std::mem::take(&mut self.kept) && self.members {
+            hand.take(b"}");
+            hand.finish(self.foreign.map(Bad::Malformed));
+            // It is passed by the caller.
             hand.at -= 1;
         }
         Place::Outside
@@ -426,6 +451,7 @@ impl Documents {
     fn lose(&mut self, hand: &mut Hand, why: &'static str) -> Place {
         // The piece begins here, and ends with the file.
         hand.begin();
+        self.kept = false;
         self.foreign = Some(why);
         Place::Lost
     }
@@ -592,6 +618,10 @@ mod tests {
             ),
             ["{1}", "{2}"]
         );
+        assert_eq!(
+            documents("{\"info\":{}, \"data\":[{}]}\n{}{\"resourceSpans\":[{1}]}"),
+            ["{\"info\":{}, \"data\":[{}]}", "{1}"]
+        );
         for empty in [
             "{}",
             "{} {}\n",
@@ -618,7 +648,7 @@ mod tests {
             ("{\"resourceSpans\":{}}", "1@17..20 resourceSpans is not a list"),
             ("{\"resourceSpans\":[],\"resourceSpans\":[]}", "1@36..39 resourceSpans is there twice"),
             ("\n{\n\"resourceMetrics\":[{}]}", "2@1..26 metrics, not traces"),
-            ("{\"info\":{},\"data\":{}}", "1@0..21 has no resourceSpans: it is not OTLP JSON"),
+            ("{\"info\":{},\"data\":{\"spans\":[]},\"x\":[123456789]}", "1@0..47 too large"),
             ("{\"a\":1 2}", "1@7..9 a comma is expected"),
             ("{\"a\" 1}", "1@5..7 a colon is expected"),
             ("{\"a\":}", "1@5..6 a value is expected"),
@@ -637,8 +667,9 @@ mod tests {
     #[test]
     fn messages_are_cut_behind_each_resource_and_what_is_unknown_goes_with_the_next() {
         let cut = |bytes: &[u8]| cut(Form::Protobuf, 8, &[bytes]);
-        let good = |bytes: Range<u64>, content: &[u8]| Piece { bytes, line: 0, content: Ok(content.to_vec()) };
-        let bad = |bytes: Range<u64>, why| Piece { bytes, line: 0, content: Err(Bad::Malformed(why)) };
+        let good =
+            |bytes: Range<u64>, content: &[u8]| Piece { bytes, line: 0, whole: false, content: Ok(content.to_vec()) };
+        let bad = |bytes: Range<u64>, why| Piece { bytes, line: 0, whole: false, content: Err(Bad::Malformed(why)) };
         assert_eq!(cut(&[]), []);
         assert_eq!(cut(&[0x0a, 1, 9, 0x0a, 0]), [good(0..3, &[0x0a, 1, 9]), good(3..5, &[0x0a, 0])]);
         let unknown = [0x10, 0x96, 1, 0x1a, 1, 0, 0x0a, 0, 0x25, 0, 0, 0, 0];
@@ -646,7 +677,7 @@ mod tests {
         assert_eq!(cut(&[0x0a, 2, 9]), [bad(0..3, "ends early")]);
         assert_eq!(cut(&[0x0a, 0, 0x80]), [good(0..2, &[0x0a, 0]), bad(2..3, "ends early")]);
         let long = [&[0x0a, 9][..], &[0; 9], &[0x0a, 0]].concat();
-        assert_eq!(cut(&long)[0], Piece { bytes: 0..11, line: 0, content: Err(Bad::TooLarge) });
+        assert_eq!(cut(&long)[0], Piece { bytes: 0..11, line: 0, whole: false, content: Err(Bad::TooLarge) });
         assert_eq!(cut(&long)[1], good(11..13, &[0x0a, 0]));
         for no_message in [&b"text"[..], &[0xff; 12], &[0], &[0x0b], &[0x12, 1, 1]] {
             let pieces = cut(no_message);

@@ -18,6 +18,8 @@ use super::cut::{Bad, Cutter, Form, Piece};
 use super::name::Packing;
 use super::place::Look;
 use crate::intake::{Door, Refusal, SourceRange, Submission};
+use crate::otlp::json::JsonError;
+use crate::otlp::trace_json::Dialect;
 use crate::otlp::{self, Summary};
 use crate::receive::budget::{Budget, Charge};
 use crate::receive::coding::ZSTD_WINDOW_LOG;
@@ -118,6 +120,7 @@ struct Sum {
 struct Record {
     payload: Vec<u8>,
     summary: Summary,
+    experiment: Option<String>,
     bytes: Range<u64>,
     /// Of all bytes before the end of it.
     checksum: u32,
@@ -291,7 +294,7 @@ impl Taking {
             }
         }
         let request = match piece.content {
-            Ok(bytes) => to_request(self.form, bytes, self.bounds.piece_bytes),
+            Ok(bytes) => to_request(self.form, piece.whole, bytes, self.bounds.piece_bytes),
             Err(Bad::TooLarge) => Err(too_large(self.bounds.piece_bytes)),
             Err(Bad::Malformed(what)) => Err(Wrong { line: 0, column: None, what: what.to_owned(), too_large: false }),
         };
@@ -307,8 +310,9 @@ impl Taking {
             }
             Ok(request) => {
                 self.good += 1;
-                if let Some((payload, summary)) = request.filter(|_| !known) {
-                    self.add(Record { payload, summary, bytes: piece.bytes, checksum: self.sum.value });
+                if let Some(Request { wire, summary, experiment }) = request.filter(|_| !known) {
+                    let (bytes, checksum) = (piece.bytes, self.sum.value);
+                    self.add(Record { payload: wire, summary, experiment, bytes, checksum });
                 }
             }
         }
@@ -317,7 +321,10 @@ impl Taking {
     /// Lines are records of their own; resources of one file go together, as they would in a request.
     fn add(&mut self, record: Record) {
         self.part_bytes += size(record.payload.len());
-        let fits = |open: &Record| size(open.payload.len() + record.payload.len()) <= self.bounds.part_bytes;
+        let fits = |open: &Record| {
+            let length = size(open.payload.len() + record.payload.len());
+            open.experiment == record.experiment && length <= self.bounds.part_bytes
+        };
         match self.open.take() {
             Some(mut open) if self.form != Form::Lines && fits(&open) => {
                 open.absorb(record);
@@ -355,7 +362,7 @@ impl Taking {
             payload: Bytes::from(record.payload),
             summary: record.summary,
             door: Door::Directory,
-            experiment: None,
+            experiment: record.experiment,
             workspace: None,
             headers: Vec::new(),
             via: Vec::new(),
@@ -411,45 +418,55 @@ fn too_large(limit: u64) -> Wrong {
 const BEFORE_RESOURCE: &[u8] = b"{\"resourceSpans\":[";
 const BEHIND_RESOURCE: &[u8] = b"]}";
 
+/// A piece in the form in which it is stored.
+struct Request {
+    wire: Vec<u8>,
+    summary: Summary,
+    /// Where a trace of MLflow says that it belongs.
+    experiment: Option<String>,
+}
+
 /// A piece as a request that can be stored; `None` when there is no span in it.
-fn to_request(form: Form, piece: Vec<u8>, limit: u64) -> Result<Option<(Vec<u8>, Summary)>, Wrong> {
-    let wire = match form {
-        Form::Protobuf => piece,
-        Form::Lines => {
-            let wire = from_json(&piece, 0)?;
-            // A success of which nothing is left would be a loss.
-            let names = [&b"resourceSpans"[..], b"resource_spans"];
-            let is_empty_object = piece.iter().filter(|byte| !byte.is_ascii_whitespace()).eq(b"{}");
-            if wire.is_empty()
-                && !is_empty_object
-                && !names.iter().any(|name| piece.windows(name.len()).any(|part| part == *name))
-            {
-                let what = "has no resourceSpans: it is not OTLP JSON".to_owned();
-                return Err(Wrong { line: 0, column: None, what, too_large: false });
-            }
-            wire
+fn to_request(form: Form, whole: bool, piece: Vec<u8>, limit: u64) -> Result<Option<Request>, Wrong> {
+    let (wire, experiment) = match form {
+        Form::Protobuf => (piece, None),
+        Form::Lines | Form::Documents if whole => from_document(&piece)?,
+        Form::Lines | Form::Documents => {
+            let document = [BEFORE_RESOURCE, &piece, BEHIND_RESOURCE].concat();
+            (otlp::json::to_wire(&document).map_err(|error| Wrong::in_json(error, BEFORE_RESOURCE.len()))?, None)
         }
-        Form::Documents => from_json(&[BEFORE_RESOURCE, &piece, BEHIND_RESOURCE].concat(), BEFORE_RESOURCE.len())?,
     };
     if size(wire.len()) > limit {
         return Err(too_large(limit));
     }
     match otlp::validate(&wire) {
         Ok(summary) if summary.spans == 0 => Ok(None),
-        Ok(summary) => Ok(Some((wire, summary))),
+        Ok(summary) => Ok(Some(Request { wire, summary, experiment })),
         Err(invalid) => Err(Wrong { line: 0, column: None, what: invalid.to_string(), too_large: false }),
     }
 }
 
-/// `shift` bytes of the text's first line are not the file's.
-fn from_json(text: &[u8], shift: usize) -> Result<Vec<u8>, Wrong> {
-    otlp::json::to_wire(text).map_err(|error| Wrong {
-        line: size(error.line) - 1,
-        // Where a resource begins in its line is not known here.
-        column: (shift == 0 || error.line > 1).then_some(error.column),
-        what: error.problem,
-        too_large: false,
-    })
+/// The one place where the forms of JSON are told apart.
+fn from_document(text: &[u8]) -> Result<(Vec<u8>, Option<String>), Wrong> {
+    let converted = match Dialect::of(text) {
+        Ok(Dialect::Mlflow) => otlp::trace_json::to_wire(text).map(|it| (it.wire, it.experiment)),
+        Ok(Dialect::Otlp) => otlp::json::to_wire(text).map(|wire| (wire, None)),
+        Err(error) => Err(error),
+    };
+    converted.map_err(|error| Wrong::in_json(error, 0))
+}
+
+impl Wrong {
+    /// `shift` bytes of the text's first line are not the file's.
+    fn in_json(error: JsonError, shift: usize) -> Self {
+        Self {
+            line: size(error.line) - 1,
+            // Where a resource begins in its line is not known here.
+            column: (shift == 0 || error.line > 1).then_some(error.column),
+            what: error.problem,
+            too_large: false,
+        }
+    }
 }
 
 /// The content of a file.
@@ -608,10 +625,23 @@ mod tests {
 
     #[test]
     fn a_line_of_something_else_is_no_success() {
-        let content = "{\"info\":{},\"data\":{}}\n{}\n{\"resourceSpans\":[]}\n";
+        let content = "{\"name\":1}\n{}\n{\"resourceSpans\":[]}\n";
         let (parts, verdict) = take_all(begin(content.as_bytes(), Form::Lines, None, 1)).expect("it");
         assert_eq!((parts.len(), verdict.good, verdict.problems_total), (0, 2, 1));
         assert_eq!(verdict.problems[0].line, 1);
+    }
+
+    #[test]
+    fn a_trace_of_mlflow_is_taken_whole_in_a_line_and_in_a_document() {
+        let trace = include_str!("../../../tests/data/nested.mlflow-trace.json");
+        let expected = otlp::trace_json::to_wire(trace.as_bytes()).expect("a trace");
+        let line = serde_json::from_str::<serde_json::Value>(trace).expect("JSON").to_string();
+        for (form, content) in [(Form::Documents, trace.to_owned()), (Form::Lines, line)] {
+            let (parts, verdict) = take_all(begin(content.as_bytes(), form, None, 1)).expect("it");
+            let [Part { submissions, .. }] = &parts[..] else { panic!("one part: {:?}", verdict.problems) };
+            assert_eq!(submissions[0].summary.spans, otlp::validate(&expected.wire).expect("valid").spans);
+            assert_eq!(submissions[0].experiment, expected.experiment);
+        }
     }
 
     /// Good, bad and blank lines, and documents of good and bad resources.
