@@ -189,6 +189,13 @@ impl Accounts {
         }
     }
 
+    /// Folds in what a commit made durable of facts that were not in the books before: those about drop files.
+    pub fn note_facts(&self, facts: &[Control]) {
+        let mut inner = self.lock();
+        inner.version += u64::from(!facts.is_empty());
+        facts.iter().for_each(|fact| inner.state.apply(fact));
+    }
+
     /// Sets how many requests were refused since this process started.
     pub fn set_refused(&self, full: u64, invalid: u64, too_large: u64) {
         let mut inner = self.lock();

@@ -24,6 +24,9 @@ pub struct Status {
     pub spool: Spool,
     /// What came in.
     pub received: Received,
+    /// The drop directory; nothing when it was read offline.
+    #[serde(default)]
+    pub directory: Option<Directory>,
     /// One entry a backend, those that were removed included.
     pub backends: Vec<Backend>,
     /// Replay jobs.
@@ -130,6 +133,55 @@ pub struct Refused {
     pub invalid: u64,
     /// Larger than a request may be.
     pub too_large: u64,
+}
+
+/// The drop directory. The counts are of this run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directory {
+    /// Where it is.
+    pub path: String,
+    /// How it is looked after.
+    pub state: DirectoryState,
+    /// What stands in the way: why it can't be used, or is not watched.
+    pub trouble: Option<String>,
+    /// Files whose content is on disk, and that are gone from there.
+    pub files: u64,
+    /// Records made of them.
+    pub records: u64,
+    /// Files of which all or a part went to `rejected/`.
+    pub rejected_files: u64,
+    /// Lines and resources that went there.
+    pub rejected_pieces: u64,
+    /// Files that are known to be complete and were not taken yet.
+    pub waiting: u64,
+    /// Whether it waits for room in the spool.
+    pub waits_for_room: bool,
+    /// Files that are left where they are.
+    pub left: u64,
+    /// The first of these.
+    pub left_files: Vec<LeftFile>,
+}
+
+/// How the drop directory is looked after.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DirectoryState {
+    /// The kernel tells what happens in it.
+    Watching,
+    /// It is only looked through from time to time.
+    Scanning,
+    /// It is not there, or can't be used.
+    #[default]
+    Missing,
+}
+
+/// A file that is left where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftFile {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// One backend.
@@ -312,6 +364,8 @@ pub(crate) mod tests {
  "spool":{"records":0,"traces":0,"spans":0,"bytes":0,"max_bytes":0,"oldest_at":null,"disk_free_bytes":0,"seconds_until_full":null,
    "kept":{"records":0,"bytes":0,"oldest_at":null},"dead_letters":{"records":0,"bytes":0,"max_bytes":0,"oldest_at":null},"damage":{"records":0,"bytes":0}},
  "received":{"requests":0,"traces":0,"spans":0,"bytes":0,"refused":{"full":0,"invalid":0,"too_large":0}},
+ "directory":{"path":"/d","state":"watching","trouble":null,"files":0,"records":0,"rejected_files":0,"rejected_pieces":0,"waiting":0,
+   "waits_for_room":false,"left":0,"left_files":[]},
  "backends":[{"name":"mlflow","kind":"mlflow","state":"up","owed":0,
    "backlog":{"records":0,"traces":0,"spans":0,"bytes":0,"oldest_at":null,"parked":0},
    "in_flight":0,"delivered":{"records":0,"spans":0,"bytes":0},"rejected":{"spans":0},"dead":{"records":0,"spans":0,"bytes":0},

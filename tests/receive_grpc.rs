@@ -4,7 +4,7 @@ mod receive_support;
 
 use bytes::Bytes;
 use receive_support::{Called, EXPORT, Http2, MIB, NESTED, curl, exchange, framed, gzip, open, post, until, within};
-use tracespool::intake::{Door, Receipt, Refusal};
+use tracespool::intake::{Door, Refusal};
 
 const EMPTY_MESSAGE: &[u8] = &[0; 5];
 
@@ -22,10 +22,10 @@ async fn the_answer_waits_for_the_disk() {
     drop(body);
     let job = doors.job().await;
     assert!(!response.is_finished());
-    assert_eq!(job.submission.payload, NESTED);
-    assert_eq!((job.submission.door, job.submission.summary.spans), (Door::Grpc, 4));
-    assert_eq!(job.submission.experiment.as_deref(), Some("7"));
-    job.answer.send(Ok(Receipt { record: Some(1) })).expect("someone waits for it");
+    assert_eq!(job.submissions[0].payload, NESTED);
+    assert_eq!((job.submissions[0].door, job.submissions[0].summary.spans), (Door::Grpc, 4));
+    assert_eq!(job.submissions[0].experiment.as_deref(), Some("7"));
+    job.answer.send(Ok(1..1 + 1)).expect("someone waits for it");
     let response = within(response).await.expect("the call ends").expect("a response");
     let called = Called::read(response).await;
     assert_eq!((called.status, called.data.as_ref(), called.trailers_only), (0, EMPTY_MESSAGE, false));
@@ -162,7 +162,7 @@ async fn calls_do_not_wait_for_each_other() {
         jobs.push(doors.job().await);
     }
     for job in jobs.into_iter().rev() {
-        job.answer.send(Ok(Receipt { record: Some(1) })).expect("someone waits for it");
+        job.answer.send(Ok(1..1 + 1)).expect("someone waits for it");
     }
     for response in responses {
         let response = within(response).await.expect("it ends").expect("a response");
@@ -207,7 +207,7 @@ async fn a_record_is_written_though_its_call_was_given_up() {
     // The reset was read before what comes behind it on the same connection.
     assert_eq!(client.call(EXPORT, &[], &framed(0, b"")).await.status, 0);
     assert!(doors.budget.used() > 0);
-    job.answer.send(Ok(Receipt { record: Some(1) })).expect("the hand-over still waits");
+    job.answer.send(Ok(1..1 + 1)).expect("the hand-over still waits");
     until(|| doors.totals().spans == 4).await;
     doors.all_is_given_back().await;
 }

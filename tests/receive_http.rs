@@ -7,7 +7,7 @@ use std::time::Duration;
 use receive_support::{Answer, MIB, NESTED, PROTOBUF, answer, curl, exchange, gzip, open, post, until, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tracespool::intake::{Door, Receipt, Refusal};
+use tracespool::intake::{Door, Refusal};
 
 const TYPE: (&str, &str) = ("Content-Type", PROTOBUF);
 const JSON: (&str, &str) = ("Content-Type", "application/json");
@@ -32,7 +32,7 @@ async fn the_answer_waits_for_the_disk() {
     let early = stream.try_read(&mut byte).expect_err("no answer yet");
     assert_eq!(early.kind(), std::io::ErrorKind::WouldBlock);
 
-    let taken = &job.submission;
+    let taken = &job.submissions[0];
     assert_eq!(taken.payload, NESTED);
     assert_eq!(taken.door, Door::Http);
     assert_eq!((taken.summary.spans, taken.summary.trace_ids.len()), (4, 1));
@@ -40,7 +40,7 @@ async fn the_answer_waits_for_the_disk() {
     assert_eq!(taken.peer_uid, None);
     assert!(doors.budget.used() > 0);
 
-    job.answer.send(Ok(Receipt { record: Some(1) })).expect("someone waits for it");
+    job.answer.send(Ok(1..1 + 1)).expect("someone waits for it");
     let answer = answer(&mut stream).await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.header("content-type"), Some(PROTOBUF));
@@ -296,7 +296,7 @@ async fn a_record_is_written_though_its_client_left() {
     let job = doors.job().await;
     drop(stream);
     assert!(doors.budget.used() > 0);
-    job.answer.send(Ok(Receipt { record: Some(1) })).expect("the hand-over still waits");
+    job.answer.send(Ok(1..1 + 1)).expect("the hand-over still waits");
     until(|| doors.totals().requests == 1).await;
     doors.all_is_given_back().await;
 }
@@ -312,7 +312,7 @@ async fn a_client_that_closed_its_sending_side_is_answered() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
-    job.answer.send(Ok(Receipt { record: Some(1) })).expect("someone waits for it");
+    job.answer.send(Ok(1..1 + 1)).expect("someone waits for it");
     assert_eq!(answer(&mut stream).await.status, 200);
     let mut rest = Vec::new();
     within(stream.read_to_end(&mut rest)).await.expect("the connection ends");

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tracespool::intake::{Door, Receipt, Refusal};
+use tracespool::intake::{Door, Refusal};
 
 /// One trace in OTLP's JSON, and the same in the two forms of MLflow.
 const OTLP: &[u8] = include_bytes!("data/nested.otlp.json");
@@ -99,11 +99,11 @@ async fn lines_are_pipelined_in_order() {
     client.write(&[line(OTLP), b"broken\n".to_vec(), line(TRACE), line(UPLOADED)].concat()).await;
     let [first, second, third] = [doors.job().await, doors.job().await, doors.job().await];
     // The lines stand in the queue for the disk as they came.
-    assert_eq!(first.submission.payload.as_ref(), NESTED);
-    assert_eq!(second.submission.experiment.as_deref(), Some("6"));
-    third.answer.send(Ok(Receipt { record: Some(9) })).expect("someone waits for it");
+    assert_eq!(first.submissions[0].payload.as_ref(), NESTED);
+    assert_eq!(second.submissions[0].experiment.as_deref(), Some("6"));
+    third.answer.send(Ok(9..9 + 1)).expect("someone waits for it");
     second.answer.send(Err(Refusal::DiskFull)).expect("someone waits for it");
-    first.answer.send(Ok(Receipt { record: Some(7) })).expect("someone waits for it");
+    first.answer.send(Ok(7..7 + 1)).expect("someone waits for it");
     assert_eq!(client.answer().await, json!({"ok": true, "record": 7}));
     assert!(invalid(&client.answer().await).contains("line 1, column 1"));
     let full = client.answer().await;
@@ -232,12 +232,12 @@ async fn a_client_in_a_hurry_is_slowed_down() {
     let mut rest = std::mem::replace(&mut doors.jobs, none);
     tokio::spawn(async move {
         for (record, job) in (1..).zip(jobs) {
-            let _ = job.answer.send(Ok(Receipt { record: Some(record) }));
+            let _ = job.answer.send(Ok(record..record + 1));
         }
         let mut record = 9;
         while let Some(job) = rest.recv().await {
             record += 1;
-            let _ = job.answer.send(Ok(Receipt { record: Some(record) }));
+            let _ = job.answer.send(Ok(record..record + 1));
         }
     });
     for record in 1..=40 {
@@ -259,7 +259,7 @@ async fn a_stop_answers_the_lines_in_hand() {
     doors.stop.send_replace(true);
     let mut nothing = Vec::new();
     let _ = within(silent.read_to_end(&mut nothing)).await;
-    job.answer.send(Ok(Receipt { record: Some(1) })).expect("someone waits for it");
+    job.answer.send(Ok(1..1 + 1)).expect("someone waits for it");
     assert_eq!(client.answer().await["record"], 1);
     client.assert_end().await;
     within(&mut doors.served).await.expect("the doors are closed");
@@ -274,7 +274,7 @@ async fn a_client_that_leaves_is_let_go_and_what_was_taken_is_kept() {
     let job = doors.job().await;
     drop(client);
     until(|| doors.budget.used() < 64 << 10).await;
-    job.answer.send(Ok(Receipt { record: Some(1) })).expect("the hand-over goes on");
+    job.answer.send(Ok(1..1 + 1)).expect("the hand-over goes on");
     doors.all_is_given_back().await;
     assert_eq!(doors.totals().requests, 1);
 }

@@ -44,6 +44,7 @@
 
 mod damage;
 pub mod disk;
+mod drop_file;
 mod envelope;
 mod error;
 mod experiments;
@@ -57,6 +58,7 @@ mod tally;
 mod tlv;
 
 pub use damage::Damage;
+pub use drop_file::{DropFile, FileId};
 pub use envelope::{Aside, Call, Door, Envelope, Kind, Reason, SourceRange};
 pub use error::Error;
 pub use experiments::PromisedExperiment;

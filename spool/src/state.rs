@@ -8,7 +8,9 @@ use std::ops::Range;
 
 use crate::Ranges;
 use crate::damage::{Damage, Share};
+use crate::drop_file::{DropFile, FileId};
 use crate::envelope::Reason;
+use crate::envelope::SourceRange;
 use crate::experiments::PromisedExperiment;
 use crate::tally::Tally;
 use crate::tlv::{self, CRITICAL, Encoder, Malformed};
@@ -24,6 +26,8 @@ pub struct State {
     pub accounts: BTreeMap<String, Account>,
     /// Experiments that apps were given provisional ids for, by that id.
     pub experiments: BTreeMap<String, PromisedExperiment>,
+    /// Drop files of which something was taken, and that are not known to be gone.
+    pub drop_files: BTreeMap<FileId, DropFile>,
     /// Which history this is: made at the journal's first start, and kept wherever a place is kept, so that the places
     /// of one spool are never taken for those of another. 0 before it is known.
     pub spool_id: u64,
@@ -332,6 +336,18 @@ pub enum Control {
     },
     /// An app was given a provisional id for an experiment.
     ExperimentPromised(PromisedExperiment),
+    /// A drop file was taken up to a byte; its records are in the same group.
+    FileTaken {
+        /// Which one.
+        file: FileId,
+        /// How far, and what it looked like then.
+        taken: DropFile,
+    },
+    /// A drop file that was taken is gone, and its directory was synced.
+    FileGone {
+        /// Which one.
+        file: FileId,
+    },
     /// Records that a backend waited for were given up by a limit.
     Discarded {
         /// The backend.
@@ -395,6 +411,8 @@ const CONTROL_BACKEND_ADDED: u16 = CRITICAL | 1;
 const CONTROL_PAUSED: u16 = CRITICAL | 2;
 const CONTROL_RESUMED: u16 = CRITICAL | 3;
 const CONTROL_EXPERIMENT_PROMISED: u16 = CRITICAL | 8;
+const CONTROL_FILE_TAKEN: u16 = CRITICAL | 10;
+const CONTROL_FILE_GONE: u16 = CRITICAL | 11;
 const CONTROL_DISCARDED: u16 = CRITICAL | 5;
 const CONTROL_SIDE_SETTLED: u16 = CRITICAL | 12;
 const CONTROL_PURGED: u16 = CRITICAL | 4;
@@ -427,6 +445,8 @@ impl Control {
             Self::Paused { name } => to.text(CONTROL_PAUSED, Some(name)),
             Self::Resumed { name } => to.text(CONTROL_RESUMED, Some(name)),
             Self::ExperimentPromised(promised) => to.bytes(CONTROL_EXPERIMENT_PROMISED, &promised.encode()),
+            Self::FileTaken { file, taken } => to.u64s(CONTROL_FILE_TAKEN, &taken.numbers(*file)),
+            Self::FileGone { file } => to.u64s(CONTROL_FILE_GONE, &[file.device, file.inode]),
             Self::Discarded { backend, records, reason, tally } => {
                 let mut inner = Encoder::default();
                 inner
@@ -483,6 +503,14 @@ impl Control {
                 CONTROL_PAUSED => Self::Paused { name: tlv::as_text(value)? },
                 CONTROL_RESUMED => Self::Resumed { name: tlv::as_text(value)? },
                 CONTROL_EXPERIMENT_PROMISED => Self::ExperimentPromised(PromisedExperiment::decode(value)?),
+                CONTROL_FILE_TAKEN => {
+                    let (file, taken) = DropFile::from_numbers(tlv::as_u64s(value)?);
+                    Self::FileTaken { file, taken }
+                }
+                CONTROL_FILE_GONE => {
+                    let [device, inode] = tlv::as_u64s(value)?;
+                    Self::FileGone { file: FileId { device, inode } }
+                }
                 CONTROL_DISCARDED => read_discarded(value)?,
                 CONTROL_SIDE_SETTLED => read_side_settled(value)?,
                 CONTROL_RELABELLED => Self::Relabelled(Box::new(Label::decode(value)?)),
@@ -647,6 +675,7 @@ const CLOCK: u16 = 1;
 const RECEIVED: u16 = 2;
 const ACCOUNT: u16 = 3;
 const EXPERIMENT: u16 = 5;
+const DROP_FILE: u16 = 6;
 const LABEL: u16 = 8;
 const SIDE_SETTLED: u16 = 9;
 const SPOOL_ID: u16 = 10;
@@ -684,6 +713,8 @@ impl State {
             Control::ExperimentPromised(promised) => {
                 self.experiments.entry(promised.id.clone()).or_insert_with(|| promised.clone());
             }
+            Control::FileTaken { file, taken } => self.drop_files.entry(*file).or_default().advance(taken),
+            Control::FileGone { file } => drop(self.drop_files.remove(file)),
             Control::Discarded { backend, records, reason, tally } => {
                 if let Some(account) = self.accounts.get_mut(backend).filter(|account| account.awaits(records)) {
                     account.finish_all(records);
@@ -724,6 +755,21 @@ impl State {
                 self.written_off.entry(segment).or_default().insert(damage.records);
             }
         }
+    }
+
+    /// Folds in a control of a group of which not everything could be read. That a drop file was taken does not count
+    /// then: its records may be missing. Which of them are there, [`State::note_source`] is told.
+    pub(crate) fn apply_in_doubt(&mut self, control: &Control) {
+        match control {
+            Control::FileTaken { file, taken } => self.drop_files.entry(*file).or_default().doubt(taken),
+            other => self.apply(other),
+        }
+    }
+
+    /// Notes that what lies there in a drop file is in the journal, though perhaps not all before it.
+    pub(crate) fn note_source(&mut self, source: SourceRange) {
+        let file = FileId { device: source.device, inode: source.inode };
+        self.drop_files.entry(file).or_default().note(source.start..source.end);
     }
 
     /// The lowest record that must stay; `None` when there never was a backend, and all must. Records that came in while
@@ -804,6 +850,9 @@ impl State {
         for promised in self.experiments.values() {
             to.bytes(EXPERIMENT, &promised.encode());
         }
+        for (file, taken) in &self.drop_files {
+            to.bytes(DROP_FILE, &taken.encode(*file));
+        }
         for label in &self.labels {
             to.bytes(LABEL, &label.encode());
         }
@@ -831,6 +880,10 @@ impl State {
                 EXPERIMENT => {
                     let promised = PromisedExperiment::decode(value)?;
                     state.experiments.insert(promised.id.clone(), promised);
+                }
+                DROP_FILE => {
+                    let (file, taken) = DropFile::decode(value)?;
+                    state.drop_files.insert(file, taken);
                 }
                 LABEL => state.labels.push(Label::decode(value)?),
                 SIDE_SETTLED => state.side_settled = read_pairs(value)?,
@@ -944,6 +997,7 @@ mod tests {
             received: Received { requests: 1, refused_too_large: 7, counted_to: 9, ..Received::default() },
             accounts: [("a".to_owned(), account), ("b".to_owned(), Account::from_record(9))].into(),
             experiments: [("9".to_owned(), promised())].into(),
+            drop_files: [(FileId { device: 1, inode: 2 }, DropFile { behind: 3, ..DropFile::default() })].into(),
             spool_id: 77,
             facts: 78,
             side_settled: [1..4, 6..7].into_iter().collect(),

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use common::{drain, now};
 use spool::disk::OsDisk;
 use spool::{
-    Account, Aside, Control, DiscardReason, Discarded, Door, Draft, Envelope, Journal, Kind, Label, Letters,
-    LettersEnd, Opened, Options, Reason, Received, SourceRange, State, Step, Stream, Tally,
+    Account, Aside, Control, DiscardReason, Discarded, Door, Draft, DropFile, Envelope, FileId, Journal, Kind, Label,
+    Letters, LettersEnd, Opened, Options, Reason, Received, SourceRange, State, Step, Stream, Tally,
 };
 
 const WALL_NS: u64 = 1_700_000_000_000_000_000;
@@ -62,8 +62,15 @@ fn state() -> State {
         facts: 3,
         side_settled: [1..4, 6..9].into_iter().collect(),
         labels: vec![label(5)],
+        drop_files: [(FILE, drop_file([250..260, 280..300].into_iter().collect()))].into(),
         ..State::default()
     }
+}
+
+const FILE: FileId = FileId { device: 66, inode: 77 };
+
+fn drop_file(beyond: spool::Ranges) -> DropFile {
+    DropFile { behind: 200, length: 400, modified_ns: WALL_NS, born_ns: WALL_NS - 1, checksum: 0xfeed, beyond }
 }
 
 fn label(segment: u64) -> Label {
@@ -152,6 +159,8 @@ fn controls() -> Vec<Control> {
             tally: Tally { records: 1, traces: 1, spans: 1, units: 1, bytes: 1 },
         },
         Control::Relabelled(Box::new(label(6))),
+        Control::FileTaken { file: FILE, taken: drop_file(spool::Ranges::default()) },
+        Control::FileGone { file: FileId { device: 66, inode: 78 } },
     ]
 }
 

@@ -39,6 +39,8 @@ pub struct View {
     pub accounts: Arc<Accounts>,
     /// What the doors refused.
     pub received: Arc<receive::Received>,
+    /// The drop directory.
+    pub directory: Option<Arc<receive::directory::Figures>>,
     /// The journal.
     pub journal: Shared,
     /// The side journal.
@@ -84,6 +86,7 @@ impl View {
                     too_large: received.refused_too_large,
                 },
             },
+            directory: self.directory.as_ref().map(|directory| directory.report()),
             backends: report.books.iter().map(|book| self.backend(book)).collect(),
             replays: Vec::new(),
         }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::status::{Backend, BackendState, State, Status, Timestamp};
+use crate::status::{Backend, BackendState, Directory, DirectoryState, State, Status, Timestamp};
 
 /// Writes the whole page. `source` is the socket or directory that was read.
 pub(super) fn status(status: &Status, source: &Path, now: SystemTime) -> String {
@@ -12,6 +12,12 @@ pub(super) fn status(status: &Status, source: &Path, now: SystemTime) -> String 
     // Writing to a String does not fail; the results say nothing.
     let _ = head(&mut page, status, source, now);
     let _ = spool(&mut page, status, now);
+    // Only where there is something to say: most hosts use the doors.
+    if let Some(it) =
+        status.directory.as_ref().filter(|it| it.files + it.rejected_files + it.left > 0 || it.trouble.is_some())
+    {
+        let _ = directory(&mut page, it);
+    }
     for each in &status.backends {
         let _ = backend(&mut page, each, now);
     }
@@ -42,6 +48,29 @@ fn head(page: &mut String, status: &Status, source: &Path, now: SystemTime) -> s
 
 fn pid(status: &Status) -> String {
     if status.state == State::Down { String::new() } else { format!(", process {}", status.pid) }
+}
+
+fn directory(page: &mut String, directory: &Directory) -> std::fmt::Result {
+    let how = match directory.state {
+        DirectoryState::Watching => "",
+        DirectoryState::Scanning => ", looked through from time to time",
+        DirectoryState::Missing => ", not in use",
+    };
+    let taken = counted(directory.files, "file");
+    row(page, "drop directory", format_args!("{}{how}: {taken} taken", directory.path))?;
+    if let Some(trouble) = &directory.trouble {
+        row(page, "", format_args!("{trouble}"))?;
+    }
+    if directory.waits_for_room {
+        row(page, "", format_args!("waits for room in the spool"))?;
+    }
+    if directory.rejected_files > 0 {
+        row(page, "", format_args!("{} set aside in rejected/", counted(directory.rejected_files, "file")))?;
+    }
+    for file in &directory.left_files {
+        row(page, "", format_args!("{} is left: {}", file.name, file.reason))?;
+    }
+    Ok(())
 }
 
 fn spool(page: &mut String, status: &Status, now: SystemTime) -> std::fmt::Result {

@@ -6,8 +6,8 @@ use spool::Durability;
 
 use super::units::{bytes, time};
 use super::{
-    AfterRetryTimeout, Backend, Compression, Credentials, Experiment, Loaded, LogFormat, Origins, OtherSignals, Remote,
-    Socket, StartAt, Target, WhenFull,
+    AfterRetryTimeout, AfterTaking, Backend, Compression, Credentials, Experiment, Loaded, LogFormat, Origins,
+    OtherSignals, Remote, Socket, StartAt, Target, WhenFull,
 };
 
 /// Column at which the origins begin, when the value leaves room.
@@ -49,6 +49,16 @@ pub fn effective(loaded: &Loaded) -> String {
     page.line("enabled", receive.mlflow.enabled.to_string());
     page.line("experiment_id", quoted(&receive.mlflow.experiment_id));
     page.line("forward", receive.mlflow.forward.to_string());
+    page.section("[receive.directory]", "receive.directory");
+    page.line("path", quoted(receive.directory.path.display()));
+    page.line("rescan", quoted(time(receive.directory.rescan)));
+    let after = match receive.directory.after {
+        AfterTaking::Delete => "delete",
+        AfterTaking::Archive => "archive",
+    };
+    page.line("after", quoted(after));
+    page.line("keep", quoted(time(receive.directory.keep)));
+    page.line("keep_bytes", quoted(bytes(receive.directory.keep_bytes)));
     page.section("[spool]", "spool");
     page.line("max_bytes", quoted(bytes(config.spool.max_bytes)));
     page.line("segment_bytes", quoted(bytes(config.spool.segment_bytes)));

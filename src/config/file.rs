@@ -8,12 +8,12 @@ use toml::de::DeTable;
 
 use super::section::{At, Document, Found, Section};
 use super::{
-    AfterRetryTimeout, Compression, Environment, Finding, LogFormat, Origin, OtherSignals, StartAt, WhenFull, remote,
+    AfterRetryTimeout, AfterTaking, Compression, Environment, Finding, LogFormat, Origin, OtherSignals, StartAt,
+    WhenFull, remote,
 };
 
 /// Keys that the documentation of later versions names. Whoever writes one is told that it is not a typing error.
 const NOT_YET: &[&str] = &[
-    "receive.directory",
     "delivery.order",
     "delivery.use_mlflow_limits",
     "delivery.requests_per_second",
@@ -60,6 +60,7 @@ pub(super) struct Receive {
     pub socket: Socket,
     pub mlflow: Mlflow,
     pub allow_uids: Option<Found<Vec<u32>>>,
+    pub directory: Directory,
 }
 
 #[derive(Debug)]
@@ -74,6 +75,15 @@ pub(super) struct Mlflow {
     pub enabled: Option<Found<bool>>,
     pub experiment_id: Option<Found<String>>,
     pub forward: Option<Found<bool>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Directory {
+    pub path: Option<Found<PathBuf>>,
+    pub rescan: Option<Found<Duration>>,
+    pub after: Option<Found<AfterTaking>>,
+    pub keep: Option<Found<Duration>>,
+    pub keep_bytes: Option<Found<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -233,6 +243,7 @@ fn receive(section: Section<'_, '_>) -> Receive {
         allow_uids: inner.uids("allow_uids"),
         socket: socket(&inner, inner.socket_path("path")),
         mlflow: mlflow(section.section("mlflow")),
+        directory: directory(section.section("directory")),
     };
     inner.finish();
     section.finish();
@@ -247,6 +258,18 @@ fn mlflow(section: Section<'_, '_>) -> Mlflow {
     };
     section.finish();
     mlflow
+}
+
+fn directory(section: Section<'_, '_>) -> Directory {
+    let directory = Directory {
+        path: section.path("path"),
+        rescan: section.time("rescan"),
+        after: choice(&section, "after", &[("delete", AfterTaking::Delete), ("archive", AfterTaking::Archive)]),
+        keep: section.time("keep"),
+        keep_bytes: section.bytes("keep_bytes"),
+    };
+    section.finish();
+    directory
 }
 
 fn server_tls(section: &Section<'_, '_>) -> Option<ServerTls> {

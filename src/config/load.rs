@@ -10,8 +10,9 @@ use super::paths::{self, Places};
 use super::section::{At, Found};
 use super::settle::Settle;
 use super::{
-    Admin, AfterRetryTimeout, Backend, Config, DeadLetters, Delivery, Environment, Finding, Log, LogFormat, Mistakes,
-    MlflowCalls, Origin, Origins, Receive, ServerTls, Socket, Spool, Target, WhenFull, backends, file, kept_headers,
+    Admin, AfterRetryTimeout, Backend, Config, DeadLetters, Delivery, Directory, Environment, Finding, Log, LogFormat,
+    Mistakes, MlflowCalls, Origin, Origins, Receive, ServerTls, Socket, Spool, Target, WhenFull, backends, file,
+    kept_headers,
 };
 
 const KIB: u64 = 1 << 10;
@@ -164,10 +165,11 @@ fn read_file(
 }
 
 fn build(written: file::Config, overrides: &Overrides, places: &Places, settle: &mut Settle<'_>) -> Config {
-    let file::Config { state_dir, receive, spool, delivery, dead_letters, backends, admin, log } = written;
+    let file::Config { state_dir, mut receive, spool, delivery, dead_letters, backends, admin, log } = written;
     let listen_at = receive.listen.as_ref().map(|found| found.at.clone());
     let doors = settle_doors(state_dir, receive.socket.path.clone(), admin.path, overrides, places, settle);
-    let receive = build_receive(receive, &doors.spool, settle);
+    let directory = build_directory(std::mem::take(&mut receive.directory), &doors, places, settle);
+    let receive = build_receive(receive, &doors.spool, directory, settle);
     let admin = Admin { socket: build_socket(&doors.admin, admin.mode, admin.group, 0o600, settle) };
     let spool = build_spool(spool, settle);
     let dead_letters = DeadLetters {
@@ -283,7 +285,7 @@ fn build_socket(
 /// is held for small requests comes on top.
 const COPIES: u64 = 3;
 
-fn build_receive(written: file::Receive, socket: &Path, settle: &mut Settle<'_>) -> Receive {
+fn build_receive(written: file::Receive, socket: &Path, directory: Directory, settle: &mut Settle<'_>) -> Receive {
     let insecure = settle.or(written.insecure, false);
     let tls = written.tls.and_then(|tls| {
         let (cert, key) = (settle.optional(tls.cert), settle.optional(tls.key));
@@ -332,6 +334,29 @@ fn build_receive(written: file::Receive, socket: &Path, settle: &mut Settle<'_>)
         socket: build_socket(socket, written.socket.mode, written.socket.group, 0o660, settle),
         allow_uids,
         mlflow,
+        directory,
+    }
+}
+
+/// Who moves the state directory with an option or a variable runs one daemon more, which has a drop directory of its
+/// own.
+fn build_directory(written: file::Directory, doors: &Doors, places: &Places, settle: &mut Settle<'_>) -> Directory {
+    let named = matches!(settle.origins.of("state_dir").origin, Origin::CommandLine(_) | Origin::Environment(_));
+    let moved = named && places.state_dir.as_ref() != Some(&doors.state_dir);
+    let default = places.drop.clone().filter(|_| !moved).unwrap_or_else(|| {
+        // What is derived from something hidden gives it away.
+        if settle.origins.of("state_dir").hidden {
+            settle.origins.set("receive.directory.path", Origin::Default, true);
+        }
+        doors.state_dir.join(paths::DROP_DIRECTORY)
+    });
+    let default = Directory::at(default);
+    Directory {
+        path: settle.or(written.path, default.path),
+        rescan: settle.time(written.rescan, default.rescan, Duration::from_secs(1)..=DAY),
+        after: settle.or(written.after, default.after),
+        keep: settle.time(written.keep, default.keep, Duration::ZERO..=YEARS),
+        keep_bytes: settle.bytes(written.keep_bytes, default.keep_bytes, 0..=LARGEST),
     }
 }
 

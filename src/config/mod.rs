@@ -77,6 +77,8 @@ pub struct Receive {
     pub mlflow: MlflowCalls,
     /// The only users that may write to the spool socket; everybody whom its mode admits when absent.
     pub allow_uids: Option<Vec<u32>>,
+    /// The drop directory.
+    pub directory: Directory,
 }
 
 /// MLflow's own calls on the listeners and the spool socket.
@@ -123,6 +125,41 @@ pub enum OtherSignals {
     Accept,
     /// Answered as by a receiver that does not know them.
     Refuse,
+}
+
+/// The drop directory: files that are put there are taken.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    /// Where it is.
+    pub path: PathBuf,
+    /// How often it is looked through, whatever its events say; and how long a file that no event spoke of must have
+    /// been left alone by its writer.
+    pub rescan: Duration,
+    /// What becomes of a file whose content is on disk.
+    pub after: AfterTaking,
+    /// Older files in `archive/` and `rejected/` are removed.
+    pub keep: Duration,
+    /// Above this the oldest files in each of the two are removed.
+    pub keep_bytes: u64,
+}
+
+impl Directory {
+    /// With the defaults.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        let day = Duration::from_secs(86_400);
+        let (rescan, after) = (Duration::from_secs(10), AfterTaking::Delete);
+        Self { path, rescan, after, keep: 30 * day, keep_bytes: 1 << 30 }
+    }
+}
+
+/// What becomes of a drop file whose content is on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AfterTaking {
+    /// It is removed.
+    Delete,
+    /// It is moved to `archive/`.
+    Archive,
 }
 
 /// A Unix socket and who may open it.

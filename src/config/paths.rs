@@ -14,6 +14,10 @@ pub(super) const SPOOL_SOCKET: &str = "spool.sock";
 pub(super) const ADMIN_SOCKET: &str = "admin.sock";
 /// Where a service's sockets are, unless systemd says otherwise.
 const SERVICE_RUNTIME: &str = "/run/tracespool";
+/// Name of the drop directory inside the state directory.
+pub(super) const DROP_DIRECTORY: &str = "drop";
+/// A service's drop directory.
+const SERVICE_DROP: &str = "/var/spool/tracespool";
 /// Longest path that a Unix socket address can hold, without the zero byte at its end.
 pub(super) const LONGEST_SOCKET_PATH: usize = 107;
 
@@ -26,6 +30,8 @@ pub(super) struct Places {
     pub state_dir: Option<PathBuf>,
     /// The sockets' places; absent where they lie in the state directory.
     pub sockets: Option<(PathBuf, PathBuf)>,
+    /// The drop directory; absent where it lies in the state directory.
+    pub drop: Option<PathBuf>,
     /// systemd named the place of the sockets, so that nothing but the file moves them.
     pub sockets_are_given: bool,
 }
@@ -39,6 +45,7 @@ impl Places {
                 file: Some(Path::new("/etc").join(NAME).join(FILE)),
                 state_dir: Some(Path::new("/var/lib").join(NAME)),
                 sockets: Some(service_sockets(Path::new(SERVICE_RUNTIME))),
+                drop: Some(SERVICE_DROP.into()),
                 sockets_are_given: false,
             }
         } else {
@@ -50,6 +57,7 @@ impl Places {
                 file: below_home("XDG_CONFIG_HOME", ".config").map(|directory| directory.join(FILE)),
                 state_dir: below_home("XDG_STATE_HOME", ".local/state"),
                 sockets: environment.xdg("XDG_RUNTIME_DIR").map(|directory| together(&directory.join(NAME))),
+                drop: None,
                 sockets_are_given: false,
             }
         };

@@ -26,6 +26,7 @@ use crate::config::{Config, Loaded, Target};
 use crate::deliver::{Lane, LaneParts};
 use crate::intake::{Commands, Committer, CommitterParts, Intake, Limits};
 use crate::ledger::{self, Follower, Ledger};
+use crate::receive::directory::{self, DropDirectory, Figures};
 use crate::receive::{self, Budget, Doors, Inherited, Received, Reception};
 use crate::side::Side;
 use notify::Notify;
@@ -38,6 +39,8 @@ const COMMANDS: usize = 64;
 const JOBS: usize = 4096;
 /// How long clients are waited for after the doors closed. systemd gives the whole stop ten seconds.
 const DOORS_GRACE: Duration = Duration::from_secs(5);
+/// How long the drop directory is waited for before that: it may be on a file server that does not answer.
+const DIRECTORY_GRACE: Duration = Duration::from_secs(1);
 /// How often the ledger follows the books, at most.
 const LEDGER_EVERY: Duration = Duration::from_millis(100);
 
@@ -180,7 +183,20 @@ impl Built {
 
         let received = Arc::new(Received::default());
         let budget = Budget::new(config.receive.max_in_flight_bytes);
-        let reception = Reception::new(&config.receive, &id, Intake::new(jobs), budget, Arc::clone(&received))?;
+        let intake = Intake::new(jobs);
+        let directory = Arc::new(Figures::new(config.receive.directory.path.display().to_string()));
+        let drop_directory = DropDirectory::new(directory::Parts {
+            config: config.receive.directory.clone(),
+            max_request_bytes: config.receive.max_request_bytes,
+            segment_bytes: config.spool.segment_bytes,
+            intake: intake.side_entrance(),
+            budget: budget.clone(),
+            received: Arc::clone(&received),
+            begun: accounts.look(|state| state.drop_files.clone()),
+            figures: Arc::clone(&directory),
+            stop: doors_stopped.clone(),
+        });
+        let reception = Reception::new(&config.receive, &id, intake, budget, Arc::clone(&received))?;
         let books = (Arc::clone(&accounts), commands);
         let reception = reception.with_mlflow(&config.receive, relay, books);
         let addresses = doors.addresses();
@@ -188,6 +204,7 @@ impl Built {
         let doors = doors
             .serve(Arc::new(reception), doors_stopped)
             .map_err(|source| Fatal::System { operation: "open the doors", source })?;
+        let drop_directory = tokio::task::spawn_blocking(move || drop_directory.run());
         let follower =
             tokio::spawn(follow(follower, Arc::clone(&side), Arc::clone(&accounts), Arc::clone(&received), clock));
         let view = Arc::new(admin::View {
@@ -200,6 +217,7 @@ impl Built {
             stopping: false.into(),
             accounts: Arc::clone(&accounts),
             received: Arc::clone(&received),
+            directory: Some(directory),
             journal,
             side: side.shared().clone(),
             other_bytes: other_bytes(&side, &ledger_bytes),
@@ -211,6 +229,7 @@ impl Built {
         greet(loaded, &view.addresses, &socket);
         Ok(Running {
             doors,
+            drop_directory,
             admin,
             follower,
             committer,
@@ -231,6 +250,8 @@ impl Built {
 #[derive(Debug)]
 struct Running {
     doors: JoinHandle<()>,
+    /// Ends by itself when the doors close; not waited for longer than they are.
+    drop_directory: JoinHandle<()>,
     admin: JoinHandle<()>,
     follower: JoinHandle<()>,
     /// Comes back with the writer when all doors have closed, or with why the journal failed.
@@ -272,6 +293,8 @@ impl Running {
     async fn stop(mut self) -> Result<(), Fatal> {
         self.view.stopping.store(true, Ordering::Relaxed);
         self.stop_doors.send_replace(true);
+        // What it is in the middle of, the journal knows.
+        let _ = tokio::time::timeout(DIRECTORY_GRACE, &mut self.drop_directory).await;
         if tokio::time::timeout(DOORS_GRACE, &mut self.doors).await.is_err() {
             warn!("clients are still connected; their connections are cut");
             self.doors.abort();

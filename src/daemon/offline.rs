@@ -39,6 +39,7 @@ pub fn status(dir: &Path, config: Option<&Config>) -> Result<Status, Error> {
         started_at: std::time::SystemTime::now(),
         stopping: false.into(),
         accounts,
+        directory: None,
         received: Arc::new(Received::default()),
         journal: main.shared,
         side: side.clone(),

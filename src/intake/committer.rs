@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, warn};
 
 use super::losses::Losses;
-use super::{Command, Job, Receipt, Refusal, Submission};
+use super::{Answer, Command, Job, Refusal, Submission};
 use crate::accounts::Accounts;
 use crate::clock::{Clock, millis};
 use crate::config::WhenFull;
@@ -29,6 +29,8 @@ const GROUP_JOBS: usize = 1024;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// What envelope, header and padding of a frame take at most, for the check whether there is room.
 const FRAME_OVERHEAD: u64 = 4096;
+/// The same for each further record of a job: those of a drop file, whose envelopes are short.
+const NEXT_FRAME_OVERHEAD: u64 = 256;
 /// How often it is looked whether kept segments have become too old.
 const RECLAIM_EVERY: Duration = Duration::from_secs(10);
 /// How often the bytes beside the journal are counted.
@@ -145,7 +147,13 @@ pub(super) enum Short {
     Disk,
 }
 
-type Answer = oneshot::Sender<Result<Receipt, Refusal>>;
+/// What was staged, and who waits for it.
+#[derive(Debug, Default)]
+struct Staged {
+    /// How many records each job has, and where its answer goes.
+    answers: Vec<(u64, oneshot::Sender<Answer>)>,
+    facts: Vec<Control>,
+}
 
 impl Committer {
     /// A committer that has not begun.
@@ -221,14 +229,17 @@ impl Committer {
 
     /// One group, with a checkpoint in it when one is due.
     fn turn(&mut self, waiting: &mut VecDeque<Job>) -> Result<(), Error> {
-        let answers = self.stage(waiting)?;
+        let Staged { answers, facts } = self.stage(waiting)?;
         let now = self.parts.clock.now();
         let due = self.checkpointed.at.elapsed() >= CHECKPOINT_EVERY
             && self.checkpointed.version != self.parts.accounts.version();
         match self.commit(due)? {
             Some(records) => {
-                for (record, answer) in records.zip(answers) {
-                    let _ = answer.send(Ok(Receipt { record: Some(record) }));
+                self.parts.accounts.note_facts(&facts);
+                let mut next = records.start;
+                for (records, answer) in answers {
+                    let _ = answer.send(Ok(next..next + records));
+                    next += records;
                 }
             }
             None => {
@@ -328,16 +339,17 @@ impl Committer {
     }
 
     /// Stages what fits one group and refuses what there is no room for.
-    fn stage(&mut self, waiting: &mut VecDeque<Job>) -> Result<Vec<Answer>, Error> {
-        let mut answers = Vec::with_capacity(waiting.len().min(GROUP_JOBS));
+    fn stage(&mut self, waiting: &mut VecDeque<Job>) -> Result<Staged, Error> {
+        let mut staged = Staged { answers: Vec::with_capacity(waiting.len().min(GROUP_JOBS)), facts: Vec::new() };
         let (mut bytes, mut traces) = (0, 0);
         while let Some(job) = waiting.pop_front() {
-            let length = job.submission.payload.len() as u64;
-            let tally = tally(&job.submission);
-            let asked = Asked { bytes: length + FRAME_OVERHEAD, traces: traces + tally.traces };
-            let mut short = self.short_of(asked);
+            let tally = job.submissions.iter().map(tally).fold(Tally::default(), Tally::plus);
+            let overhead = FRAME_OVERHEAD + tally.records * NEXT_FRAME_OVERHEAD;
+            let asked = Asked { bytes: tally.bytes + overhead, traces: traces + tally.traces };
+            // Facts alone are what makes room again.
+            let mut short = if tally.records == 0 { None } else { self.short_of(asked) };
             // Room is made between groups: what is staged goes first.
-            if !answers.is_empty() && (bytes + length > GROUP_BYTES || short.is_some()) {
+            if !staged.answers.is_empty() && (bytes + tally.bytes > GROUP_BYTES || short.is_some()) {
                 waiting.push_front(job);
                 break;
             }
@@ -346,22 +358,31 @@ impl Committer {
             }
             match short {
                 None => {
-                    bytes += length;
+                    bytes += tally.bytes;
                     traces += tally.traces;
-                    self.parts.writer.stage(self.draft(job.submission));
-                    answers.push(job.answer);
+                    let now = self.parts.clock.now();
+                    job.facts.iter().for_each(|fact| self.parts.writer.stage_control(fact, now));
+                    staged.facts.extend(job.facts);
+                    for submission in job.submissions {
+                        let draft = self.draft(submission);
+                        self.parts.writer.stage(draft);
+                    }
+                    staged.answers.push((tally.records, job.answer));
                 }
-                Some(Short::Bytes | Short::Traces) if self.parts.limits.when_full == WhenFull::DiscardNewest => {
+                // What lies in a file stays there: that costs nothing.
+                Some(Short::Bytes | Short::Traces)
+                    if self.parts.limits.when_full == WhenFull::DiscardNewest && job.facts.is_empty() =>
+                {
                     self.parts.accounts.drop_newest(tally);
                     self.losses.count("everyone", tally);
-                    let _ = job.answer.send(Ok(Receipt { record: None }));
+                    let _ = job.answer.send(Ok(0..0));
                 }
                 Some(short) => {
                     let _ = job.answer.send(Err(self.refusal(short)));
                 }
             }
         }
-        Ok(answers)
+        Ok(staged)
     }
 
     fn refusal(&self, short: Short) -> Refusal {
@@ -483,6 +504,7 @@ impl Committer {
                 peer_uid: submission.peer_uid,
                 trace_ids: trace_ids.unwrap_or_default(),
                 call,
+                source: submission.source,
                 ..Envelope::default()
             },
             payload: submission.payload,
@@ -495,8 +517,8 @@ fn tally(submission: &Submission) -> Tally {
     Tally::one(submission.summary.spans, traces, submission.payload.len() as u64)
 }
 
-fn answer_all(answers: Vec<Answer>, answer: &Result<Receipt, Refusal>) {
-    for waiting in answers {
+fn answer_all(answers: Vec<(u64, oneshot::Sender<Answer>)>, answer: &Answer) {
+    for (_, waiting) in answers {
         let _ = waiting.send(answer.clone());
     }
 }
@@ -576,6 +598,8 @@ mod tests {
                     headers: Vec::new(),
                     via: Vec::new(),
                     peer_uid: None,
+                    call: None,
+                    source: None,
                 })
             };
             for _ in 0..4 {

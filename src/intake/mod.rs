@@ -5,6 +5,8 @@ mod letters;
 mod losses;
 mod room;
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use spool::{Control, Label};
 use tokio::sync::{mpsc, oneshot};
@@ -12,10 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 use crate::otlp::Summary;
 
 pub use committer::{Committer, CommitterParts, Limits};
-pub use spool::{Call, Door};
+pub use spool::{Call, Door, SourceRange};
 
 /// A validated request on its way to the journal.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Submission {
     /// The request as protobuf, contiguous, never decoded.
     pub payload: Bytes,
@@ -35,6 +37,8 @@ pub struct Submission {
     pub peer_uid: Option<u32>,
     /// Set when the payload is no OTLP request, but the body of one of MLflow's own calls about a trace.
     pub call: Option<CallHead>,
+    /// Where in which drop file it came from.
+    pub source: Option<SourceRange>,
 }
 
 /// What is known of an MLflow call beside its body.
@@ -53,6 +57,14 @@ pub struct CallHead {
 pub struct Receipt {
     /// Its number in the journal; `None` when the operator's limit gave it up, as `when_full = "discard_newest"` says.
     pub record: Option<u64>,
+}
+
+impl Receipt {
+    /// For the one record of a request.
+    #[must_use]
+    pub fn of(records: Range<u64>) -> Self {
+        Self { record: (!records.is_empty()).then_some(records.start) }
+    }
 }
 
 /// Why a request is not taken. Normal life, not an error; `receive::refusal` turns it into status codes.
@@ -96,14 +108,19 @@ pub enum Refusal {
     Failed,
 }
 
-/// A submission with the way back to who waits for it.
+/// What is to be stored in one commit group, or not at all, with the way back to who waits for it.
 #[derive(Debug)]
 pub struct Job {
-    /// What is to be stored.
-    pub submission: Submission,
-    /// Gets the answer. Nobody may be there any more: the record is stored all the same.
-    pub answer: oneshot::Sender<Result<Receipt, Refusal>>,
+    /// Become records, in this order.
+    pub submissions: Vec<Submission>,
+    /// Facts that are true as soon as these are durable. Without submissions they are never refused for want of room.
+    pub facts: Vec<Control>,
+    /// Gets the answer. Nobody may be there any more: the records are stored all the same.
+    pub answer: oneshot::Sender<Answer>,
 }
+
+/// What a job is answered with: the numbers of its records; none where the operator's limit gave them up.
+pub type Answer = Result<Range<u64>, Refusal>;
 
 /// What others than the doors ask of the committer, the only writer of the journal. An answer that does not come means
 /// that it is not known to be durable.
@@ -168,7 +185,7 @@ impl Intake {
     /// # Errors
     /// The refusal to answer with.
     pub async fn submit(&self, submission: Submission) -> Result<Receipt, Refusal> {
-        self.enqueue(submission).await?.await.unwrap_or(Err(Refusal::Failed))
+        self.enqueue(submission).await?.await.unwrap_or(Err(Refusal::Failed)).map(Receipt::of)
     }
 
     /// Puts the request into the queue, in which requests stay in the order of these calls; the answer comes when it is
@@ -176,13 +193,41 @@ impl Intake {
     ///
     /// # Errors
     /// The refusal to answer with.
-    pub async fn enqueue(
-        &self,
-        submission: Submission,
-    ) -> Result<oneshot::Receiver<Result<Receipt, Refusal>>, Refusal> {
+    pub async fn enqueue(&self, submission: Submission) -> Result<oneshot::Receiver<Answer>, Refusal> {
         let (answer, answered) = oneshot::channel();
+        let job = Job { submissions: vec![submission], facts: Vec::new(), answer };
         // A full queue is waited for: its length is bounded by the budget of bytes that every request was charged to.
-        self.jobs.send(Job { submission, answer }).await.map_err(|_| Refusal::Stopping)?;
+        self.jobs.send(job).await.map_err(|_| Refusal::Stopping)?;
+        Ok(answered)
+    }
+
+    /// A way in that is closed as soon as every [`Intake`] is gone.
+    #[must_use]
+    pub fn side_entrance(&self) -> SideEntrance {
+        SideEntrance { jobs: self.jobs.downgrade() }
+    }
+}
+
+/// A way into the journal that does not hold up the committer's end.
+#[derive(Debug, Clone)]
+pub struct SideEntrance {
+    jobs: mpsc::WeakSender<Job>,
+}
+
+impl SideEntrance {
+    /// Hands in what belongs into one commit group, and returns where the answer comes; without one, the committer has
+    /// ended.
+    ///
+    /// # Errors
+    /// [`Refusal::Stopping`]: nothing is taken any more.
+    pub async fn submit(
+        &self,
+        submissions: Vec<Submission>,
+        facts: Vec<Control>,
+    ) -> Result<oneshot::Receiver<Answer>, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        let jobs = self.jobs.upgrade().ok_or(Refusal::Stopping)?;
+        jobs.send(Job { submissions, facts, answer }).await.map_err(|_| Refusal::Stopping)?;
         Ok(answered)
     }
 }

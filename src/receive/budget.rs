@@ -42,6 +42,12 @@ impl Budget {
         self.pool.used.load(Ordering::Relaxed)
     }
 
+    /// The most that a large request can ever hold.
+    pub(super) fn most_for_large(&self) -> u64 {
+        let limit = self.pool.limit;
+        (limit - limit / SHARE_FOR_SMALL).saturating_sub(OVERHEAD)
+    }
+
     /// Admits one request that holds nothing yet.
     pub(super) fn open(&self) -> Result<Charge, Refusal> {
         let mut charge = Charge { pool: Arc::clone(&self.pool), charged: 0, large: false };

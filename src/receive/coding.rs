@@ -15,7 +15,7 @@ const STEP: usize = 64 << 10;
 
 /// Largest back-reference distance of a zstd frame as a power of two: 8 MiB, which is what "Window Sizing for Zstandard
 /// Content Encoding" (RFC 9659) allows a sender. The decoder's memory follows it, so it must not be the sender's choice.
-const ZSTD_WINDOW_LOG: u32 = 23;
+pub(super) const ZSTD_WINDOW_LOG: u32 = 23;
 
 /// How a body, or a gRPC message, is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -156,7 +156,8 @@ pub(super) async fn begin(reception: &Reception, parcel: Parcel) -> Result<Pendi
     let experiment = experiment.or(of_trace);
     // Whoever names an experiment may be an SDK that asks for its spans later.
     let ids: Vec<_> = experiment.iter().flat_map(|_| otlp::split::ids(&payload)).collect();
-    let submission = Submission { payload, summary, door, experiment, workspace, headers, via, peer_uid, call: None };
+    let submission =
+        Submission { payload, summary, door, experiment, workspace, headers, via, peer_uid, call: None, source: None };
     Ok(Pending::Record(enqueue(reception, submission, charge, ids).await?))
 }
 
@@ -179,7 +180,7 @@ async fn enqueue(
     let seen = Arc::clone(&reception.mlflow.seen);
     let answered = reception.intake.enqueue(submission).await?;
     Ok(tokio::spawn(async move {
-        let outcome = answered.await.unwrap_or(Err(Refusal::Failed));
+        let outcome = answered.await.unwrap_or(Err(Refusal::Failed)).map(Receipt::of);
         drop(charge);
         if outcome.is_ok() {
             received.took(traces, spans, bytes);

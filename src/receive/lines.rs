@@ -259,6 +259,7 @@ mod tests {
             other_signals: config::OtherSignals::Accept,
             socket: config::Socket { path: "/nowhere".into(), mode: 0, group: None },
             allow_uids: None,
+            directory: config::Directory::at("/nowhere".into()),
         };
         let (jobs, _) = mpsc::channel(1);
         let budget = Budget::new(config.max_in_flight_bytes);

@@ -576,6 +576,7 @@ mod tests {
             other_signals: config::OtherSignals::Accept,
             allow_uids: None,
             socket: socket(&directory.join("spool.sock")),
+            directory: config::Directory::at(directory.join("drop")),
         }
     }
 

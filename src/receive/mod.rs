@@ -7,6 +7,8 @@
 //! what the headers say (`via`), and gives them to the intake; and `refusal` says what the answer is when one of them
 //! said no. [`Budget`] bounds the memory of all requests together.
 //!
+//! `directory` is the door for files.
+//!
 //! Nothing here knows where records go: the doors end at the intake.
 
 mod authority;
@@ -16,6 +18,7 @@ mod budget;
 mod coding;
 mod connection;
 mod counters;
+pub mod directory;
 mod grpc;
 mod hand_over;
 mod http;

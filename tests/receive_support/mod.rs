@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracespool::config;
-use tracespool::intake::{Intake, Job, Receipt, Submission};
+use tracespool::intake::{Intake, Job, Submission};
 use tracespool::receive::{Budget, Doors, Inherited, Received, Reception, Totals};
 
 /// Far longer than anything here takes; only a failing test waits for it.
@@ -93,6 +93,7 @@ pub(crate) fn receive(directory: &Path, max_request_bytes: u64, max_in_flight_by
         other_signals: config::OtherSignals::Accept,
         allow_uids: None,
         socket: config::Socket { path: directory.join("spool.sock"), mode: 0o600, group: None },
+        directory: config::Directory::at(directory.join("drop")),
     }
 }
 
@@ -112,8 +113,8 @@ impl Open {
             while let Some(job) = jobs.recv().await {
                 record += 1;
                 // Whoever does not look at them need not.
-                let _ = sender.send(job.submission);
-                let _ = job.answer.send(Ok(Receipt { record: Some(record) }));
+                job.submissions.into_iter().for_each(|submission| drop(sender.send(submission)));
+                let _ = job.answer.send(Ok(record..record + 1));
             }
         });
         taken

@@ -488,6 +488,8 @@ struct Doubtful {
     next_record: u64,
     /// Running clock of its commit.
     clock_ms: u64,
+    /// Something of it could not be read.
+    torn: bool,
 }
 
 impl Doubtful {
@@ -522,6 +524,7 @@ impl Doubtful {
                 kept => Some(kept?),
             };
             recovery.torn = Some(Torn { frames, kept_in });
+            doubtful.torn = true;
         }
         Ok(doubtful)
     }
@@ -714,9 +717,17 @@ fn fold(closings: &[Closing], doubtful: &Doubtful, recovery: &mut Recovery) -> R
         }
     }
     let mut state = State::default();
-    for record in facts.iter().rev().flatten().chain(&doubtful.controls) {
+    for record in facts.iter().rev().flatten() {
         clock_ms = clock_ms.max(record.envelope.clock_ms);
-        apply(&mut state, record, recovery);
+        apply(&mut state, record, State::apply, recovery);
+    }
+    let fold = if doubtful.torn { State::apply_in_doubt } else { State::apply };
+    for record in &doubtful.controls {
+        clock_ms = clock_ms.max(record.envelope.clock_ms);
+        apply(&mut state, record, fold, recovery);
+    }
+    if doubtful.torn {
+        doubtful.records.iter().filter_map(|(_, draft)| draft.envelope.source).for_each(|it| state.note_source(it));
     }
     state.clock_ms = state.clock_ms.max(clock_ms);
     Ok(state)
@@ -768,10 +779,10 @@ impl Facts {
     }
 }
 
-fn apply(state: &mut State, record: &Record, recovery: &mut Recovery) {
+fn apply(state: &mut State, record: &Record, fold: fn(&mut State, &Control), recovery: &mut Recovery) {
     let applied = match record.envelope.kind {
         Kind::Checkpoint => State::decode(&record.payload).map(|checkpoint| *state = checkpoint),
-        _ => Control::decode(&record.payload).map(|controls| controls.iter().for_each(|control| state.apply(control))),
+        _ => Control::decode(&record.payload).map(|controls| controls.iter().for_each(|control| fold(state, control))),
     };
     if applied.is_err() {
         recovery.damage.push(Damage::of_facts(0, 0));

@@ -155,9 +155,10 @@ impl Writer {
         self.batch.push_fact(Kind::Control, control.encode(), now);
     }
 
-    /// Adds the whole state to the next group.
+    /// Adds the whole state to the next group, before all facts that are staged: they may be newer.
     pub fn stage_checkpoint(&mut self, state: &State, now: Now) {
         self.batch.push_fact(Kind::Checkpoint, state.encode(), now);
+        self.batch.facts.rotate_right(1);
     }
 
     /// Bytes by which the files would grow if what is staged and about `extra` bytes more were committed now.
@@ -253,9 +254,7 @@ impl Writer {
         let mut rolled = !self.active.fits(self.batch.length);
         // Also when a segment was begun before, but its first group met a full disk.
         if rolled || !self.has_begun() {
-            self.batch.push_fact(Kind::Checkpoint, checkpoint().encode(), now);
-            // What was staged may be newer than the checkpoint: it is read, and folded in, behind it.
-            self.batch.facts.rotate_right(1);
+            self.stage_checkpoint(&checkpoint(), now);
             rolled |= !self.active.fits(self.batch.length);
         }
         if rolled {

@@ -167,6 +167,7 @@ impl Store<'_> {
             via,
             peer_uid: self.peer.uid(),
             call: Some(CallHead { call, trace_id, is_artifact }),
+            source: None,
         };
         submit(self.reception, submission, read.charge).await
     }

@@ -52,6 +52,7 @@ class Daemon:
             "receive": {
                 "listen": [f"127.0.0.1:{self.port}"],
                 "socket": {"path": os.path.join(self.directory, "spool.sock")},
+                "directory": {"path": os.path.join(self.directory, "drop"), "rescan": "1s"},
             },
             # Small machines run these tests too.
             "spool": {"min_free_disk": "64MiB"},
