@@ -141,7 +141,7 @@ impl Built {
         let Self { doors, admin, store, follower, backends, relay, state_dir } = self;
         let Store { writer, journal, side, accounts, clock, .. } = store;
         let ledger_bytes = follower.bytes();
-        let id: Arc<str> = state_dir.id()?.into();
+        let id: Arc<str> = state_dir.id().into();
         let (stop_doors, doors_stopped) = watch::channel(false);
         let (stop_lanes, lanes_stopped) = watch::channel(false);
         let (jobs, waiting) = mpsc::channel(JOBS);

@@ -80,43 +80,34 @@ impl StateDir {
     }
 
     /// This daemon's id, which requests carry on to other daemons so that none goes round in a loop: 16 hex digits,
-    /// made at the first start. A copy of the directory on another machine is another daemon.
-    ///
-    /// # Errors
-    /// [`StateDirError::Io`].
-    pub fn id(&self) -> Result<String, StateDirError> {
+    /// made at the first start. A copy of the directory on another machine is another daemon. One that can't be kept, on
+    /// a full disk, serves until the next start; loops are found then, too, a round later.
+    pub fn id(&self) -> String {
         let path = self.path.join("ID");
-        let failed = |operation, path: &Path| {
-            let path = path.to_path_buf();
-            move |source| StateDirError::Io { operation, path, source }
-        };
         let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
         let machine = machine.trim();
-        let known = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(source) => return Err(failed("read", &path)(source)),
-        };
+        let known = fs::read_to_string(&path).unwrap_or_default();
         if let Some((id, of_machine)) = known.trim_end_matches('\n').split_once(' ')
             && of_machine == machine
             && id.len() == 16
             && id.bytes().all(|byte| byte.is_ascii_hexdigit())
         {
-            return Ok(id.to_owned());
+            return id.to_owned();
         }
         let id = format!("{:016x}", fastrand::u64(..));
+        if let Err(error) = self.write_id(&path, &format!("{id} {machine}\n")) {
+            tracing::warn!("cannot write {}: {error}; the daemon has another id after the next start", path.display());
+        }
+        id
+    }
+
+    fn write_id(&self, path: &Path, text: &str) -> io::Result<()> {
         let fresh = self.path.join("ID.new");
         let mut options = fs::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&fresh)
-            .map_err(failed("write", &fresh))?;
-        writeln!(file, "{id} {machine}").and_then(|()| file.sync_all()).map_err(failed("write", &fresh))?;
-        fs::rename(&fresh, &path).map_err(failed("write", &path))?;
-        Ok(id)
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&fresh, path)
     }
 
     /// The directory of the journal.
@@ -256,12 +247,12 @@ mod tests {
     fn the_id_stays_but_not_on_another_machine() {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let state_dir = StateDir::open(dir.path()).expect("free");
-        let id = state_dir.id().expect("made");
+        let id = state_dir.id();
         assert_eq!(id.len(), 16);
-        assert_eq!(state_dir.id().expect("read"), id);
+        assert_eq!(state_dir.id(), id);
         for other in [format!("{id} another-machine\n"), "damaged".into(), String::new()] {
             fs::write(dir.path().join("ID"), other).expect("written");
-            assert_ne!(state_dir.id().expect("made anew"), id);
+            assert_ne!(state_dir.id(), id);
         }
     }
 
