@@ -50,6 +50,12 @@ fn state() -> State {
     State { accounts: [("a".into(), account), ("b".into(), other)].into(), ..State::default() }
 }
 
+/// All backends are past what is there.
+fn past(place: u64) -> State {
+    let account = Account { place, ..Account::from_record(1) };
+    State { accounts: [("a".into(), account.clone()), ("b".into(), account)].into(), ..State::default() }
+}
+
 /// Five sealed segments and one that is being written; two backends.
 fn healthy() -> SimDisk {
     let disk = SimDisk::new();
@@ -263,6 +269,8 @@ fn a_torn_end_is_no_damage() {
 struct Busy {
     disk: SimDisk,
     opened: Arc<std::sync::Mutex<Option<Opened>>>,
+    /// Already before the second segment is opened.
+    is_early: bool,
 }
 
 #[derive(Debug)]
@@ -273,10 +281,19 @@ impl Busy {
     fn turn(&self) {
         let Some(mut opened) = self.opened.lock().expect("one thread").take() else { return };
         let next = opened.shared.next_record();
+        let go_on = |opened: &mut Opened| {
+            for name in 0..20 {
+                opened.writer.stage(draft(name, 9000));
+                opened.writer.commit(now(1), &mut state).expect("it goes on");
+            }
+        };
+        // What frees them is in a segment that was not there when the names were read.
+        go_on(&mut opened);
+        opened.writer.stage_checkpoint(&past(next), now(1));
+        opened.writer.commit(now(1), &mut || past(next)).expect("it takes places");
         opened.writer.reclaim(next, Keep { since_clock_ms: u64::MAX, bytes: 0 }).expect("reclaimed");
-        for name in 0..20 {
-            opened.writer.stage(draft(name, 9000));
-            opened.writer.commit(now(1), &mut state).expect("it goes on");
+        if !self.is_early {
+            go_on(&mut opened);
         }
     }
 }
@@ -292,6 +309,9 @@ impl Disk for Busy {
         self.disk.create(path)
     }
     fn open(&self, path: &Path, writable: bool) -> std::io::Result<Box<dyn spool::disk::DiskFile>> {
+        if self.is_early && path == segment(2) {
+            self.turn();
+        }
         let file = self.disk.open(path, writable)?;
         Ok(if path == segment(2) { Box::new(BusyFile(file, self.clone())) } else { file })
     }
@@ -345,13 +365,40 @@ impl spool::disk::DiskFile for BusyFile {
 
 #[test]
 fn a_segment_that_is_reclaimed_and_used_again_while_it_is_read_is_no_damage() {
+    for is_early in [false, true] {
+        let disk = healthy();
+        let kept_back = spool::KeptBack { spares: 3, ballast_bytes: 0 };
+        let options = Options { kept_back, ..TINY };
+        let opened = common::try_open(Arc::new(disk.clone()), Path::new(DIR), options).expect("it opens");
+        let busy = Busy { disk, opened: Arc::new(Some(opened).into()), is_early };
+        let verified = spool::verify(Arc::new(busy.clone()), Path::new(DIR), TINY, Watch::Live).expect("looked at");
+        assert!(busy.opened.lock().expect("one thread").is_none(), "the moment came");
+        assert!(verified.is_whole(), "{verified:?}");
+        assert!(is_early || verified.segments.iter().any(|found| found.segment == 1), "what was read before was read");
+    }
+}
+
+/// Goal: what the newest checkpoint freed is not missed. Method: that checkpoint is the last thing that was written, as it
+/// is after a backlog was delivered at once, and all it frees is gone.
+#[test]
+fn what_the_last_group_of_a_quiet_daemon_freed_is_not_missed() {
     let disk = healthy();
-    let kept_back = spool::KeptBack { spares: 3, ballast_bytes: 0 };
-    let options = Options { kept_back, ..TINY };
-    let opened = common::try_open(Arc::new(disk.clone()), Path::new(DIR), options).expect("it opens");
-    let busy = Busy { disk, opened: Arc::new(Some(opened).into()) };
-    let verified = spool::verify(Arc::new(busy.clone()), Path::new(DIR), TINY, Watch::Live).expect("looked at");
-    assert!(busy.opened.lock().expect("one thread").is_none(), "the moment came");
+    let mut opened = open(&disk);
+    let next = opened.shared.next_record();
+    opened.writer.stage_checkpoint(&past(next), now(1));
+    opened.writer.commit(now(1), &mut || past(next)).expect("it takes places");
+    opened.writer.reclaim(next, Keep { since_clock_ms: u64::MAX, bytes: 0 }).expect("reclaimed");
+    assert_eq!(opened.shared.segments().len(), 1);
+    let verified = verify(&disk, Watch::Live);
     assert!(verified.is_whole(), "{verified:?}");
-    assert!(verified.segments.iter().any(|found| found.segment == 1), "what was read before was read");
+    // What somebody else takes away is missed.
+    for name in 0..9 {
+        opened.writer.stage(draft(name, 9000));
+        opened.writer.commit(now(1), &mut || past(next)).expect("it takes records");
+    }
+    let segments = opened.shared.segments();
+    disk.remove(&segment(segments[1].id)).expect("removed");
+    let verified = verify(&disk, Watch::Live);
+    let missing = verified.missing.iter().map(|damage| damage.records.clone()).collect::<Vec<_>>();
+    assert_eq!(missing, [segments[1].first_record..segments[1].next_record]);
 }

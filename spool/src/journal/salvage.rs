@@ -102,6 +102,14 @@ pub fn verify(disk: Arc<dyn Disk>, dir: &Path, options: Options, watch: Watch) -
         verified.segments.push(looked?);
     }
     verified.unreadable.retain(|path| watch == Watch::AtRest || disk.open(path, false).is_ok());
+    if watch == Watch::Live && !verified.missing.is_empty() {
+        // A segment goes after the checkpoint that frees it was synced. That may be what was left out as written last, or
+        // newer than what was looked at; by now it is there to be read.
+        let now = recover::survey(Arc::clone(&disk), dir, options, LastGroup::CountsIfWhole)?;
+        let lowest = now.state.lowest_needed().unwrap_or(0);
+        let needed = verified.missing.iter().filter_map(|damage| damage.from(lowest));
+        verified.missing = needed.filter(|damage| !damage.records.is_empty()).collect();
+    }
     verified.take_written_off(&state);
     Ok(verified)
 }
