@@ -52,6 +52,12 @@ impl Error {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Whether the file is gone, or the medium does not give it back.
+    pub(crate) fn is_of_the_medium(&self) -> bool {
+        let is_lost = |source: &io::Error| crate::disk::lossy::is_of_the_medium(source);
+        self.is_not_found() || matches!(self, Self::Io { source, .. } if is_lost(source))
+    }
+
     /// A failed sync. Never [`Error::Full`], whatever the file system says: that would promise that nothing is on disk.
     pub(crate) fn sync(path: &Path, source: io::Error) -> Self {
         Self::Io { operation: "sync", path: path.to_path_buf(), source }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{TINY, commit, draft, drain, now};
+use common::{TINY, TINY_KEEPING, commit, draft, drain, now};
 use proptest::prelude::*;
 use spool::disk::Disk;
 use spool::disk::sim::{Loss, SimDisk};
@@ -381,4 +381,105 @@ fn a_damaged_segment_that_nobody_needs_is_kept_aside_and_gives_way() {
     assert_eq!(opened.shared.file_bytes(), journal + aside, "a start counts them too");
     while opened.shared.drop_quarantined().expect("dropped") {}
     assert_eq!(kept(&disk), [""; 0]);
+}
+
+/// Goal: a start needs no room for bytes that are only kept for whoever wants to look at them. Method: the disk is full
+/// to the last byte when the last write was torn.
+#[test]
+fn a_torn_group_keeps_no_start_from_succeeding_on_a_full_disk() {
+    let disk = SimDisk::new();
+    let mut opened = open(&disk, TINY_KEEPING);
+    while opened.writer.prepare().expect("there is room") {}
+    for name in 0..3 {
+        commit(&mut opened.writer, name..name + 1, 9000);
+    }
+    let last = files(&disk).pop().expect("a segment");
+    let torn = disk.content(&last).expect("there").chunks(BLOCK).rposition(|block| block.starts_with(b"TSGR"));
+    disk.rot(&last, torn.expect("a group") * BLOCK + 5000, 1).expect("there");
+    for room in [0, 4096] {
+        let disk = disk.crash(Loss::KILL);
+        disk.limit(Some(disk.used() + room));
+        let opened = open(&disk, TINY_KEEPING);
+        let torn = opened.recovery.torn.as_ref().expect("it is reported");
+        assert_eq!((torn.frames, &torn.kept_in), (1, &None));
+        assert_eq!(disk.list(&Path::new(DIR).join("quarantine")).unwrap_or_default(), [""; 0], "nothing half-way");
+        assert_eq!(common::numbers(&drain(&mut opened.shared.reader(1)).0), [1, 2]);
+    }
+}
+
+/// Goal: an old footer at the end of a recycled file does not cost the segment. Method: a large record's file is used
+/// again, and the header block of its new segment rots.
+#[test]
+fn a_lost_header_of_a_large_recycled_file_costs_no_record() {
+    let options = Options { kept_back: spool::KeptBack { spares: 2, ballast_bytes: 0 }, ..TINY };
+    let disk = SimDisk::new();
+    let mut opened = open(&disk, options);
+    for name in 0..3 {
+        commit(&mut opened.writer, name..name + 1, 100_000);
+    }
+    let next = opened.shared.next_record();
+    let keep = spool::Keep { since_clock_ms: u64::MAX, bytes: 0 };
+    opened.writer.reclaim(next, keep).expect("reclaimed");
+    let before = opened.shared.segments().len();
+    while opened.shared.segments().len() == before {
+        commit(&mut opened.writer, 9..10, 9000);
+    }
+    commit(&mut opened.writer, 9..10, 9000);
+    let all = common::numbers(&drain(&mut opened.shared.reader(1)).0);
+    let last = files(&disk).pop().expect("a segment");
+    assert!(disk.content(&last).expect("there").len() > 100_000, "it is recycled");
+    disk.rot(&last, 20, 1).expect("there");
+    let opened = open(&disk.crash(Loss::KILL), options);
+    assert_eq!(opened.recovery.unreadable, [""; 0].map(PathBuf::from));
+    assert_eq!(common::numbers(&drain(&mut opened.shared.reader(1)).0), all);
+}
+
+/// Goal: a segment that only can't be opened is not given up. Method: for a while, its name leads in a circle.
+#[test]
+fn what_can_not_be_opened_for_a_while_is_not_lost() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut opened = common::open(dir.path());
+    for name in 0..9 {
+        commit(&mut opened.writer, name..name + 1, 9000);
+    }
+    let file = common::segment_files(dir.path()).remove(1);
+    let away = dir.path().join("away");
+    std::fs::rename(&file, &away).expect("renamed");
+    std::os::unix::fs::symlink(&file, &file).expect("linked");
+    let mut reader = opened.shared.reader(1);
+    let mut steps = 0;
+    while matches!(reader.step(), Ok(Step::Record(_))) {
+        steps += 1;
+    }
+    reader.give_up_segment();
+    reader.step().expect_err("it is waited for");
+    std::fs::rename(&away, &file).expect("renamed");
+    let (rest, damage) = drain(&mut reader);
+    assert_eq!((damage, steps + rest.len()), (vec![], 9));
+    // What somebody took away is lost.
+    std::fs::remove_file(&file).expect("removed");
+    let mut reader = opened.shared.reader(1);
+    while matches!(reader.step(), Ok(Step::Record(_))) {}
+    reader.give_up_segment();
+    assert!(matches!(reader.step(), Ok(Step::Damaged(_))));
+}
+
+/// Goal: what an operator keeps in `quarantine/` is left alone. Method: there is a directory when all that is kept aside
+/// has to go, because a record was purged.
+#[test]
+fn what_an_operator_puts_into_quarantine_keeps_no_start_from_succeeding() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mine = dir.path().join("quarantine").join("mine");
+    let aside = dir.path().join("quarantine").join("0000000000000007-1000.group");
+    let mut opened = common::open(dir.path());
+    commit(&mut opened.writer, 1..3, 300);
+    let mut past = || State { accounts: [("a".into(), Account::from_record(3))].into(), ..State::default() };
+    opened.writer.stage_checkpoint(&past(), now(1));
+    opened.writer.stage_control(&Control::Purged { records: (1..2).into() }, now(1));
+    opened.writer.commit(now(1), &mut past).expect("it takes facts");
+    drop(opened);
+    std::fs::create_dir_all(&mine).expect("made");
+    std::fs::write(&aside, "torn").expect("written");
+    let opened = common::open(dir.path());
+    assert!(opened.state.purges.is_empty() && mine.is_dir() && !aside.exists());
 }

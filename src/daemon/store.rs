@@ -111,7 +111,8 @@ fn open_journal(disk: &Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Op
         info!(journal = %dir.display(), rewritten = recovery.rewritten, "recovered after an unclean stop");
     }
     if let Some(torn) = &recovery.torn {
-        warn!(frames = torn.frames, kept_in = %torn.kept_in.display(), "the last write was torn; it had not been acknowledged");
+        let kept_in = torn.kept_in.as_ref().map(|path| path.display().to_string());
+        warn!(frames = torn.frames, kept_in, "the last write was torn; it had not been acknowledged");
     }
     for damage in &recovery.damage {
         let lost = damage.tally();

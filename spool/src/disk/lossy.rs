@@ -52,7 +52,7 @@ impl Lossy {
 }
 
 /// What a bad block, or a file system that found one, answers.
-fn is_of_the_medium(error: &io::Error) -> bool {
+pub(crate) fn is_of_the_medium(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let codes = [Errno::IO, Errno::NODATA, Errno::BADMSG, Errno::ILSEQ, Errno::UCLEAN, Errno::REMOTEIO];
     error.raw_os_error().is_some_and(|code| codes.iter().any(|known| known.raw_os_error() == code))

@@ -26,10 +26,10 @@ impl Files {
             names => names.map_err(|source| Error::io("list", &dir, source))?,
         };
         let mut files = BTreeMap::new();
-        for name in names {
-            let path = dir.join(&name);
-            let bytes = disk.open(&path, false).and_then(|file| file.length());
-            files.insert(name, bytes.map_err(|source| Error::io("open", &path, source))?);
+        // What an operator puts there stays, and keeps no start from succeeding; nor does a file that can't be opened.
+        for name in names.into_iter().filter(|name| is_ours(name)) {
+            let bytes = disk.open(&dir.join(&name), false).and_then(|file| file.length()).unwrap_or(0);
+            files.insert(name, bytes);
         }
         Ok(Self(files))
     }
@@ -37,6 +37,14 @@ impl Files {
     pub(super) fn bytes(&self) -> u64 {
         self.0.values().sum()
     }
+}
+
+/// Whether a name is one of a segment's, of a torn group's (`<segment>-<offset>.group`) or of a repair's
+/// (`<segment>-<count>.seg`).
+fn is_ours(name: &str) -> bool {
+    let stem = name.strip_suffix(".seg").or_else(|| name.strip_suffix(".group"));
+    let segment = stem.map(|stem| stem.split_once('-').map_or(stem, |(segment, _)| segment));
+    segment.is_some_and(|segment| segment::parse_name(&format!("{segment}.seg")).is_some())
 }
 
 /// The directory beside the segments in `dir`.

@@ -126,7 +126,8 @@ impl Reader {
             }
             // It was reclaimed between the look into the catalogue and here: the next look finds another.
             Err(error) if error.is_not_found() && self.shared.segment(info.id).is_none() => Ok(None),
-            Err(_) if self.reading == Reading::Lossy && info.sealed => {
+            // What only this process can't open, for want of file descriptors or of a permission, is not lost.
+            Err(error) if self.reading == Reading::Lossy && info.sealed && error.is_of_the_medium() => {
                 let lost = pieces::whole(&info).from(self.place).filter(|damage| !damage.records.is_empty());
                 self.leave(info);
                 Ok(lost)

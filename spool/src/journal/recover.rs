@@ -47,8 +47,8 @@ pub struct Recovery {
 pub struct Torn {
     /// Frames that could not be read; 0 when the group's own header is lost, so that it is not known how many.
     pub frames: u64,
-    /// Where the bytes were put.
-    pub kept_in: PathBuf,
+    /// Where the bytes were put; `None` where a full disk had no room for them.
+    pub kept_in: Option<PathBuf>,
 }
 
 pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, wall_ns: u64) -> Result<Opened, Error> {
@@ -306,7 +306,8 @@ impl Segment {
         Ok(match header.filter(|header| header.segment == id && header.stream == options.stream) {
             Some(header) => {
                 file.stamp = header.stamp();
-                Opening::Readable(Box::new(Self { header, header_lost, footer: ends.footer, length, file }))
+                let footer = ends.footer.filter(|_| ends.named == Some(file.stamp));
+                Opening::Readable(Box::new(Self { header, header_lost, footer, length, file }))
             }
             None if lossy.is_dead() => {
                 let source = std::io::Error::other("none of its blocks can be read; is the disk well?");
@@ -354,7 +355,9 @@ impl Segment {
 /// What the header block said, from the footer or else from the first group that can be read: both repeat it. But for
 /// its flags: the worst is assumed.
 fn header_from_rest(file: &SegmentFile, ends: &Ends, options: Options) -> Result<Option<Header>, Error> {
-    if let (Some(footer), Some(stamp)) = (&ends.footer, ends.named) {
+    // In a recycled file it may be that of a segment that went.
+    let stamp = ends.named.filter(|stamp| stamp.segment == file.stamp.segment);
+    if let (Some(footer), Some(stamp)) = (&ends.footer, stamp) {
         let Footer { first_record, first_sequence, created, .. } = *footer;
         return Ok(Some(rebuilt(stamp, options, first_record, first_sequence, created)));
     }
@@ -513,7 +516,11 @@ impl Doubtful {
             torn = Some(torn.map_or((0, scan.end(), length), |(frames, offset, _)| (frames, offset, length)));
         }
         if let Some((frames, offset, length)) = torn {
-            let kept_in = keep_torn(disk, dir, segment, offset, length)?;
+            let kept_in = match keep_torn(disk, dir, segment, offset, length) {
+                // They are only of use to whoever wants to look at them; the start must succeed.
+                Err(Error::Full { .. }) => None,
+                kept => Some(kept?),
+            };
             recovery.torn = Some(Torn { frames, kept_in });
         }
         Ok(doubtful)
@@ -581,7 +588,11 @@ fn keep_torn(disk: &dyn Disk, dir: &Path, segment: &Segment, offset: u64, length
         }
         written.is_err()
     })?;
-    written.map_err(|source| Error::io("write", &path, source))?;
+    if let Err(source) = written {
+        // Half of it is of no use, and takes what is left. If this fails too, it is one of the files that go first.
+        let _ = disk.remove(&path);
+        return Err(Error::io("write", &path, source));
+    }
     file.sync_all().map_err(|source| Error::sync(&path, source))?;
     disk.sync_dir(&into).map_err(|source| Error::sync(&into, source))?;
     Ok(path)
