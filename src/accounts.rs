@@ -233,6 +233,8 @@ impl Accounts {
         for (number, tally) in records {
             if account.is_finished(*number) {
                 state.side_settled.insert(side_number..side_number + 1);
+                // A ledger that is past the copy must not be believed by a journal that does not know whose it is.
+                state.facts += 1;
             } else {
                 account.finish(*number..number + 1);
                 account.dead += *tally;
@@ -541,11 +543,18 @@ mod tests {
     #[test]
     fn a_copy_of_a_record_that_was_given_up_meanwhile_is_nobodys() {
         let accounts = books(1..4);
-        accounts.discard_records("a", &weights(2..3), DiscardReason::QueueCap);
+        let controls = accounts.discard_records("a", &weights(2..3), DiscardReason::QueueCap);
+        accounts.note("a", |account| account.attempts += 1);
         accounts.bury("a", &weights(1..4), 10);
         let book = assert_balanced(&accounts);
         assert_eq!((book.account.dead, book.account.side_place), (weight(1).1.plus(weight(3).1), 13));
         accounts.look(|state| assert_eq!(state.side_settled, (11..12).into()));
+        // The journal knows of the discarded record, a ledger that was saved now of the copy too.
+        let mut state = State { accounts: [("a".to_owned(), Account::from_record(1))].into(), ..State::default() };
+        controls.iter().for_each(|control| state.apply(control));
+        let saved = accounts.look(|now| crate::ledger::Saved { account: now.accounts["a"].clone(), facts: now.facts });
+        crate::ledger::merge(&mut state, [("a".to_owned(), saved)].into());
+        assert_eq!(state.accounts["a"].side_place, 0, "a start has to look at the copies again");
     }
 
     #[test]

@@ -66,15 +66,15 @@ impl Committer {
     pub(super) fn give_way_in_traces(&mut self, asked: u64) -> Result<bool, Error> {
         let limits = &self.parts.limits;
         let Some(max) = limits.max_traces else { return Ok(false) };
-        let room = max.saturating_sub(asked);
-        let mut over: Vec<String> = Vec::new();
+        let mut backlogs = Vec::new();
         for (name, waiting) in self.parts.accounts.waiting() {
             let is_removed = self.parts.accounts.account(&name).is_some_and(|account| account.is_removed());
-            let may = is_removed || limits.giving.contains(&name) || limits.when_full == WhenFull::DiscardOldest;
-            if waiting.traces > room && may {
-                over.push(name);
-            }
+            let may_give_way =
+                is_removed || limits.giving.contains(&name) || limits.when_full == WhenFull::DiscardOldest;
+            backlogs.push(Backlog { name, traces: waiting.traces, may_give_way });
         }
+        let over = over(backlogs, max, asked);
+        let room = max.saturating_sub(asked);
         let mut gave_way = false;
         for name in over {
             // A little more than need be, so that not every request pays for looking.
@@ -200,6 +200,22 @@ impl Committer {
     }
 }
 
+/// What waits for a backend.
+#[derive(Debug)]
+struct Backlog {
+    name: String,
+    traces: u64,
+    may_give_way: bool,
+}
+
+/// Whose backlogs have to shrink so that there is room for `asked` traces below `max`. Nobody's where that would not help:
+/// the request is too large by itself, or another backlog in the way may not shrink.
+fn over(backlogs: Vec<Backlog>, max: u64, asked: u64) -> Vec<String> {
+    let over = backlogs.into_iter().filter(|backlog| backlog.traces.saturating_add(asked) > max);
+    let names = over.map(|backlog| backlog.may_give_way.then_some(backlog.name)).collect::<Option<Vec<_>>>();
+    names.filter(|_| asked <= max).unwrap_or_default()
+}
+
 /// Who still waits for records of a segment.
 #[derive(Debug)]
 struct Needs(Vec<Need>);
@@ -222,5 +238,28 @@ impl Needs {
 
     fn are_all(&self, which: impl Fn(&Need) -> bool) -> bool {
         self.0.iter().all(which)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_given_up_for_a_request_that_is_refused_all_the_same() {
+        let over = |backlogs: &[(&str, u64, bool)], asked| {
+            let backlog = |(name, traces, may_give_way): &(&str, u64, bool)| Backlog {
+                name: (*name).to_owned(),
+                traces: *traces,
+                may_give_way: *may_give_way,
+            };
+            over(backlogs.iter().map(backlog).collect(), 10, asked)
+        };
+        let two = [("gives", 8, true), ("keeps", 5, false)];
+        assert_eq!(over(&two, 2), [""; 0], "there is room");
+        assert_eq!(over(&two, 3), ["gives"]);
+        assert_eq!(over(&two, 6), [""; 0], "the other is in the way, too");
+        assert_eq!(over(&[("gives", 8, true)], 10), ["gives"]);
+        assert_eq!(over(&[("gives", 8, true)], 11), [""; 0], "it never fits");
     }
 }
