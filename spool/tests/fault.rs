@@ -371,3 +371,22 @@ fn a_segment_that_could_not_be_removed_is_counted_and_tried_again() {
     driver.append(10).expect("the journal goes on");
     driver.survives_loss(GONE);
 }
+
+/// Goal: nothing is acknowledged after any failed sync, one for the sake of reclaiming included.
+#[test]
+fn a_failed_sync_of_what_was_reclaimed_ends_all_acknowledgements() {
+    for keeping in [false, true] {
+        let mut driver = Driver::new_keeping(keeping);
+        driver.open().expect("a healthy disk opens");
+        driver.control(spool::Control::BackendAdded { name: "a".into(), start: 1 });
+        for _ in 0..9 {
+            driver.append(9000).expect("a healthy disk takes records");
+        }
+        driver.places(2);
+        driver.commit().expect("a healthy disk takes places");
+        let removal = 1;
+        driver.disk.fail(Fault { at: removal, failure: Failure::Io, lasting: false });
+        assert!(matches!(driver.reclaim(2), Err(Error::Io { operation: "sync", .. })));
+        assert!(matches!(driver.append(10), Err(Error::Poisoned)));
+    }
+}

@@ -45,7 +45,7 @@ impl Writer {
     /// are past it.
     ///
     /// # Errors
-    /// [`Error::Io`] of the file system; what was removed until then is gone.
+    /// [`Error::Io`] of the file system; what was removed until then is gone. A failed sync poisons the writer.
     pub fn reclaim(&mut self, lowest: u64, keep: Keep) -> Result<Reclaimed, Error> {
         let shared = self.shared().clone();
         let segments = shared.segments();
@@ -81,8 +81,12 @@ impl Writer {
             reclaimed.segments += 1;
             reclaimed.bytes += info.file_bytes;
         }
-        if count > 0 {
-            self.sync_retired()?;
+        if count > 0
+            && let Err(error) = self.sync_retired()
+        {
+            // A later sync of the directory may succeed without what this one was to write.
+            self.poison();
+            return Err(error);
         }
         Ok(reclaimed)
     }
