@@ -400,6 +400,9 @@ impl Committer {
 
     /// Makes room in the order that is promised, and says what there still is not enough of.
     fn make_room(&mut self, asked: Asked) -> Result<Option<Short>, Error> {
+        if self.never_fits(asked) {
+            return Ok(Some(Short::Bytes));
+        }
         // What is kept for replay gives way first, then what is kept aside because it is damaged.
         self.reclaim(NOTHING);
         loop {
@@ -416,6 +419,13 @@ impl Committer {
             }
             self.reclaim(NOTHING);
         }
+    }
+
+    /// Whether there would not be room if all gave way that may. The segment being written never does.
+    fn never_fits(&self, asked: Asked) -> bool {
+        let Limits { max_bytes, segment_bytes, .. } = self.parts.limits;
+        let active = self.parts.writer.shared().segments().last().map_or(0, |active| active.file_bytes);
+        active + self.parts.writer.growth(asked.bytes) + segment_bytes > max_bytes
     }
 
     /// Asking the file system for every request would cost more than the answer is worth.
@@ -480,5 +490,98 @@ fn tally(submission: &Submission) -> Tally {
 fn answer_all(answers: Vec<Answer>, answer: &Result<Receipt, Refusal>) {
     for waiting in answers {
         let _ = waiting.send(answer.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use bytes::Bytes;
+    use spool::disk::OsDisk;
+    use spool::{Account, Journal, Kept, Options, State, Stream};
+
+    use super::*;
+    use crate::otlp::Summary;
+
+    const SEGMENT_BYTES: u64 = 64 << 10;
+
+    /// A committer on an empty spool with one backend that takes nothing, the way to it, and its books.
+    fn committer(dir: &Path, when_full: WhenFull) -> (Committer, mpsc::Sender<Job>, Arc<Accounts>) {
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        let open = |name: &str, stream| {
+            let options = Options { stream, segment_bytes: SEGMENT_BYTES, ..Options::default() };
+            Journal::open(Arc::clone(&disk), &dir.join(name), options, 1).expect("the journal opens")
+        };
+        let (main, side) = (open("journal", Stream::Main), open("side", Stream::Side));
+        let labelled = Kept::open(Arc::clone(&disk), &dir.join("labelled")).expect("the directory can be made");
+        let side = Side::new(side.writer, labelled, &[], main.shared.clone(), 1).expect("the directory can be read");
+        let state = State { accounts: [("a".to_owned(), Account::from_record(1))].into(), ..State::default() };
+        let accounts = Arc::new(Accounts::new(&state));
+        let limits = Limits {
+            max_bytes: 8 * SEGMENT_BYTES,
+            segment_bytes: SEGMENT_BYTES,
+            min_free_disk: 0,
+            keep_delivered: Duration::ZERO,
+            keep_delivered_bytes: 0,
+            max_traces: None,
+            when_full,
+            giving: BTreeSet::new(),
+            max_backlog_bytes: Vec::new(),
+            dead_letters_max_bytes: 0,
+            dead_letters_max_age: Duration::from_secs(1),
+        };
+        let (jobs, waiting) = mpsc::channel(64);
+        let parts = CommitterParts {
+            writer: main.writer,
+            accounts: Arc::clone(&accounts),
+            clock: Clock::from(0),
+            limits,
+            other_bytes: Box::new(|| 0),
+            disk,
+            dir: dir.to_path_buf(),
+            side: Arc::new(side),
+            jobs: waiting,
+            commands: mpsc::channel(1).1,
+            durable: watch::channel(1).0,
+        };
+        (Committer::new(parts), jobs, accounts)
+    }
+
+    /// Goal: a backlog is not given up for a request that does not fit an empty spool either. Method: one that just fits,
+    /// and one that is a little larger, after the same backlog.
+    #[tokio::test]
+    async fn a_request_that_never_fits_costs_no_backlog() {
+        let room = 8 * SEGMENT_BYTES - 2 * SEGMENT_BYTES;
+        for (bytes, fits) in [(room - 8 * FRAME_OVERHEAD, true), (room + 1, false)] {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let (committer, jobs, accounts) = committer(dir.path(), WhenFull::DiscardOldest);
+            let running = tokio::task::spawn_blocking(move || committer.run(&Handle::current()));
+            let intake = crate::intake::Intake::new(jobs);
+            let submit = |bytes: u64| {
+                intake.submit(Submission {
+                    payload: Bytes::from(vec![0; usize::try_from(bytes).expect("small")]),
+                    summary: Summary::default(),
+                    door: crate::intake::Door::Http,
+                    experiment: None,
+                    workspace: None,
+                    headers: Vec::new(),
+                    via: Vec::new(),
+                    peer_uid: None,
+                })
+            };
+            for _ in 0..4 {
+                submit(50_000).await.expect("there is room");
+            }
+            let answer = submit(bytes).await;
+            let discarded = accounts.account("a").expect("it is there").discarded.queue_cap;
+            drop(intake);
+            running.await.expect("it does not panic").expect("the journal works");
+            assert_eq!(
+                (answer.is_ok(), discarded > 0),
+                (fits, fits),
+                "{bytes} bytes: {answer:?}, {discarded} discarded"
+            );
+        }
     }
 }
