@@ -598,11 +598,8 @@ mod tests {
                     headers: Vec::new(),
                     via: Vec::new(),
                     peer_uid: None,
-<<<<<<< HEAD
                     call: None,
                     source: None,
-=======
->>>>>>> review-spool
                 })
             };
             for _ in 0..4 {
