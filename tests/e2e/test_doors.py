@@ -9,6 +9,7 @@ import pty
 import shlex
 import socket
 import subprocess
+import threading
 
 import grpc
 import pytest
@@ -417,8 +418,11 @@ def test_send_stops_on_a_daemon_that_goes_away_and_goes_on_when_it_is_back(make_
     write(200)
     wait_until(lambda: (daemon.status()["received"]["spans"] > 0, daemon.status()), "some are there")
     daemon.kill9()
-    write(200)
+    # As long as nothing is taken, it reads no further: that would be memory.
+    writer = threading.Thread(target=write, args=(200,), daemon=True)
+    writer.start()
     daemon.start()
+    writer.join(PATIENCE)
     out, err = sender.communicate(timeout=PATIENCE)
     assert sender.returncode == 0 and "400 documents are on disk" in out, (out, err)
     wait_until(lambda: receiver.has(expected), "every span arrived, some perhaps twice")
