@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::scan::{Found, Frames, Reading, SegmentFile};
+use super::scan::{Frames, Part, Reading, SegmentFile};
 use super::{SegmentInfo, Shared, Writer, quarantine};
 use crate::disk::DiskFile;
 use crate::frame::{self, Head};
@@ -92,19 +92,14 @@ fn erase_in(shared: &Shared, info: &SegmentInfo, records: &Ranges, erased: &mut 
             }
         }
     };
-    let mut groups = info.groups();
-    loop {
-        let found = groups.next(&file)?;
-        let lost = match &found {
-            Some(found) => found.lost.clone(),
-            None => groups.finish(info.next_sequence, info.next_record),
-        };
-        if let Some(stretch) = lost {
-            find(file.frames(stretch.bytes, stretch.records)?);
-        }
-        let Some(Found { at, group, .. }) = found else { break };
-        if records.touches(&(group.first_record..group.next_record)) {
-            find(file.records(at, &group)?);
+    let mut parts = info.parts();
+    while let Some(part) = parts.next(&file)? {
+        match part {
+            Part::Group(at, group) if records.touches(&(group.first_record..group.next_record)) => {
+                find(file.records(at, &group)?);
+            }
+            Part::Group(..) => {}
+            Part::Stretch(stretch) => find(file.frames(stretch.bytes, stretch.records)?),
         }
     }
     if places.is_empty() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{SegmentInfo, Shared, recover};
 use crate::disk::Disk;
+use crate::error::is_full;
 use crate::{Error, segment};
 
 /// How much is copied at once.
@@ -64,7 +65,7 @@ impl Kept {
                 Ok(()) => {}
                 // The content of a sealed segment does not change: whoever made it, it is the same.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => continue,
-                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                Err(error) if is_full(&error) => {
                     return Err(Error::io("link", &to, error));
                 }
                 Err(_) => copy(&*self.disk, &from, &self.dir, info.id)?,

@@ -185,10 +185,9 @@ impl SegmentInfo {
         }
     }
 
-    /// A walk over its groups.
-    fn groups(&self) -> scan::Groups {
-        let groups = scan::Groups::new(self.first_sequence, self.first_record, self.end);
-        scan::Groups { records_end: self.next_record, ..groups }
+    /// A walk over what is in it.
+    fn parts(&self) -> scan::Parts {
+        scan::Parts::of(self)
     }
 
     /// Records that are in no file, between this segment and the one behind it. Sequences run without a gap from

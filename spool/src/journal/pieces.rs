@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
-use super::scan::{Found, Frames, Reading, SegmentFile, Stretch};
+use super::scan::{Frames, Part, Reading, SegmentFile, Stretch};
 use super::{SegmentInfo, Shared};
 use crate::damage::{Damage, Share};
 use crate::frame::{self, Record};
@@ -174,27 +174,34 @@ pub(super) struct Losses {
 }
 
 impl Losses {
+    /// [`Losses::of`], for the first stretch that is met in a segment.
+    pub(super) fn once<'a>(
+        known: &'a mut Option<Self>,
+        file: &SegmentFile,
+        info: &SegmentInfo,
+    ) -> Result<&'a Self, Error> {
+        Ok(match known {
+            Some(losses) => losses,
+            none => none.insert(Self::of(file, info)?),
+        })
+    }
+
     /// Reads all of a segment that has no good group header, and the group headers.
-    pub(super) fn of(file: &SegmentFile, info: &SegmentInfo) -> Result<Self, Error> {
+    fn of(file: &SegmentFile, info: &SegmentInfo) -> Result<Self, Error> {
         let mut left = info.tally;
         let mut missing = 0;
         let mut stretches = Vec::new();
-        let mut groups = info.groups();
-        let mut enter = |stretch: &Stretch, left: &mut Tally| -> Result<(), Error> {
-            stretches.push((stretch.bytes.start, missing));
-            let walked = walk(file, stretch)?;
-            *left -= walked.tally;
-            missing += walked.numbers_missing();
-            Ok(())
-        };
-        while let Some(Found { group, lost, .. }) = groups.next(file)? {
-            if let Some(stretch) = &lost {
-                enter(stretch, &mut left)?;
+        let mut parts = info.parts();
+        while let Some(part) = parts.next(file)? {
+            match part {
+                Part::Group(_, group) => left -= group.tally,
+                Part::Stretch(stretch) => {
+                    stretches.push((stretch.bytes.start, missing));
+                    let walked = walk(file, &stretch)?;
+                    left -= walked.tally;
+                    missing += walked.numbers_missing();
+                }
             }
-            left -= group.tally;
-        }
-        if let Some(stretch) = groups.finish(info.next_sequence, info.next_record) {
-            enter(&stretch, &mut left)?;
         }
         let received = (info.wall_ns.0 <= info.wall_ns.1).then_some(info.wall_ns);
         Ok(Self { share: Share { total: left, over: missing, before: 0 }, received, stretches })
@@ -236,30 +243,22 @@ fn each_part(
     info: &SegmentInfo,
     mut show: impl FnMut(u64, Tally, &mut dyn FnMut() -> Result<VecDeque<Piece>, Error>) -> Result<bool, Error>,
 ) -> Result<(), Error> {
-    let mut groups = info.groups();
+    let mut parts = info.parts();
     let mut losses = None;
-    loop {
-        let found = groups.next(file)?;
-        let lost = match &found {
-            Some(found) => found.lost.clone(),
-            None => groups.finish(info.next_sequence, info.next_record),
-        };
-        if let Some(stretch) = lost {
-            let losses = match &losses {
-                Some(losses) => losses,
-                None => losses.insert(Losses::of(file, info)?),
-            };
-            let mut pieces = in_stretch(file, &stretch, losses)?;
-            let tally = pieces.iter().fold(Tally::default(), |sum, piece| sum.plus(piece.tally()));
-            if !show(stretch.records.end, tally, &mut || Ok(std::mem::take(&mut pieces)))? {
-                return Ok(());
+    while let Some(part) = parts.next(file)? {
+        let more = match part {
+            Part::Group(at, group) => show(group.next_record, group.tally, &mut || in_group(file, at, &group))?,
+            Part::Stretch(stretch) => {
+                let mut pieces = in_stretch(file, &stretch, Losses::once(&mut losses, file, info)?)?;
+                let tally = pieces.iter().fold(Tally::default(), |sum, piece| sum.plus(piece.tally()));
+                show(stretch.records.end, tally, &mut || Ok(std::mem::take(&mut pieces)))?
             }
-        }
-        let Some(Found { at, group, .. }) = found else { return Ok(()) };
-        if !show(group.next_record, group.tally, &mut || in_group(file, at, &group))? {
-            return Ok(());
+        };
+        if !more {
+            break;
         }
     }
+    Ok(())
 }
 
 /// What `info` holds from each of `places` on, which lie inside it: as much as a reader from there on returns and

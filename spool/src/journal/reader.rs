@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::pieces::{self, Losses, Piece};
-use super::scan::{Found, Groups, Reading, SegmentFile, Stretch};
+use super::scan::{Part, Parts, Reading, SegmentFile};
 use super::{SegmentInfo, Shared};
 use crate::frame::Record;
 use crate::{Damage, Error};
@@ -40,7 +40,7 @@ pub struct Reader {
 struct Cursor {
     info: SegmentInfo,
     file: SegmentFile,
-    groups: Groups,
+    parts: Parts,
     /// Of the group or the stretch at hand, those that were not met yet.
     pieces: VecDeque<Piece>,
     /// Behind its last record.
@@ -100,7 +100,7 @@ impl Reader {
             }
             // At the end of what was known of this segment: it may have grown, or been sealed.
             match self.shared.segment(cursor.info.id) {
-                Some(info) if info.end > cursor.groups.end => cursor.grow(info),
+                Some(info) if info.end > cursor.parts.end() => cursor.grow(info),
                 Some(info) if !info.sealed => return Ok(Step::End),
                 _ => {
                     let info = cursor.info;
@@ -148,13 +148,12 @@ impl Reader {
 impl Cursor {
     fn open(shared: &Shared, info: SegmentInfo, reading: Reading) -> Result<Self, Error> {
         let file = SegmentFile::open(shared, &info, reading)?;
-        let groups = info.groups();
-        Ok(Self { info, file, groups, pieces: VecDeque::new(), next: info.first_record, losses: None })
+        let parts = info.parts();
+        Ok(Self { info, file, parts, pieces: VecDeque::new(), next: info.first_record, losses: None })
     }
 
     fn grow(&mut self, info: SegmentInfo) {
-        self.groups.end = info.end;
-        self.groups.records_end = info.next_record;
+        self.parts.grow(&info);
         self.info = info;
         self.losses = None;
     }
@@ -178,13 +177,13 @@ impl Cursor {
                 }
             }
             *place = self.next.max(*place);
-            let before = self.groups.clone();
+            let before = self.parts.clone();
             match self.load(*place) {
                 Ok(true) => {}
                 Ok(false) => return Ok(None),
                 Err(error) => {
                     // The same step may be made again: nothing of it was taken.
-                    self.groups = before;
+                    self.parts = before;
                     return Err(error);
                 }
             }
@@ -193,37 +192,23 @@ impl Cursor {
 
     /// Reads the next group with something at or above `place`, or the next stretch; false at the end.
     fn load(&mut self, place: u64) -> Result<bool, Error> {
-        match self.groups.next(&self.file)? {
-            Some(Found { at, group, lost: Some(stretch) }) => {
-                // Behind it, the group is found again.
-                self.load_stretch(&stretch, place)?;
-                self.groups.rewind(at, &group);
-            }
-            Some(Found { at, group, lost: None }) => {
+        match self.parts.next(&self.file)? {
+            Some(Part::Group(at, group)) => {
                 if group.tally.records > 0 && group.next_record > place {
                     self.pieces = pieces::in_group(&self.file, at, &group)?;
                 }
                 self.next = group.next_record;
             }
-            None => match self.groups.finish(self.info.next_sequence, self.info.next_record) {
-                Some(stretch) => self.load_stretch(&stretch, place)?,
-                None => return Ok(false),
-            },
+            Some(Part::Stretch(stretch)) => {
+                if stretch.records.end > place {
+                    let losses = Losses::once(&mut self.losses, &self.file, &self.info)?;
+                    self.pieces = pieces::in_stretch(&self.file, &stretch, losses)?;
+                }
+                self.next = stretch.records.end;
+            }
+            None => return Ok(false),
         }
         Ok(true)
-    }
-
-    fn load_stretch(&mut self, stretch: &Stretch, place: u64) -> Result<(), Error> {
-        if stretch.records.end > place {
-            if self.losses.is_none() {
-                self.losses = Some(Losses::of(&self.file, &self.info)?);
-            }
-            if let Some(losses) = &self.losses {
-                self.pieces = pieces::in_stretch(&self.file, stretch, losses)?;
-            }
-        }
-        self.next = stretch.records.end;
-        Ok(())
     }
 }
 

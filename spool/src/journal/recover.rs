@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::pieces::{self, Piece};
 use super::quarantine;
-use super::scan::{Found, Frames, Groups, SegmentFile, Stretch};
+use super::scan::{Found, Frames, Groups, Part, SegmentFile, Stretch};
 use super::spare::{self, Spares};
 use super::writer::{Start, Writer, seal};
 use super::{Draft, Inspected, Opened, Options, SegmentInfo, Shared};
@@ -739,23 +739,22 @@ fn read_facts(closing: &Closing, recovery: &mut Recovery) -> Result<(Vec<Record>
     let info = closing.info();
     let mut facts = Facts::default();
     let mut clock_ms = 0;
-    let mut groups = info.groups();
-    loop {
-        let found = groups.next(file)?;
-        let lost = match &found {
-            Some(found) => found.lost.clone(),
-            None => groups.finish(info.next_sequence, info.next_record),
-        };
-        if let Some(stretch) = lost {
-            // How many there were, the header of their group said.
-            facts.take(file.frames(stretch.bytes, stretch.records)?);
-        }
-        let Some(Found { at, group, .. }) = found else { return Ok((facts.good, clock_ms)) };
-        clock_ms = group.at.clock_ms;
-        if group.controls > 0 && facts.take(file.facts(at, &group)?) < u64::from(group.controls) {
-            recovery.damage.push(Damage::of_facts(info.id, at));
+    let mut parts = info.parts();
+    while let Some(part) = parts.next(file)? {
+        match part {
+            Part::Group(at, group) => {
+                clock_ms = group.at.clock_ms;
+                if group.controls > 0 && facts.take(file.facts(at, &group)?) < u64::from(group.controls) {
+                    recovery.damage.push(Damage::of_facts(info.id, at));
+                }
+            }
+            Part::Stretch(stretch) => {
+                // How many there were, the header of their group said.
+                facts.take(file.frames(stretch.bytes, stretch.records)?);
+            }
         }
     }
+    Ok((facts.good, clock_ms))
 }
 
 /// Controls and checkpoints in order.

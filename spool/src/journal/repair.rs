@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::pieces::{self, Piece};
-use super::salvage::{self, Part};
+use super::salvage::{self, Contents};
 use super::scan::{Reading, SegmentFile, Stretch};
 use super::writer::{padding, seal};
 use super::{Journal, Options, SegmentInfo, Shared, Watch, quarantine};
@@ -261,7 +261,7 @@ struct Clean<'a> {
 
 impl Clean<'_> {
     /// Writes what can be read of a part as a group. The sequences run on; there are as many as before, or fewer.
-    fn put(&mut self, part: Part) -> Result<(), Error> {
+    fn put(&mut self, part: Contents) -> Result<(), Error> {
         let records: Vec<Record> = part
             .pieces
             .into_iter()

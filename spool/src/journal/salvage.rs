@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::pieces::{self, Losses, Piece};
 use super::recover::{self, Facts, LastGroup, Survey};
-use super::scan::{Found, Reading, SegmentFile};
+use super::scan::{Part, Reading, SegmentFile};
 use super::{Options, SegmentInfo};
 use crate::disk::Disk;
 use crate::frame::Record;
@@ -160,7 +160,7 @@ pub(super) fn look_at(file: &SegmentFile, info: &SegmentInfo, options: Options) 
 
 /// What is in a group, or in a stretch in which the headers of groups are lost.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct Contents {
     pub(super) at: u64,
     /// `None` in a stretch.
     pub(super) group: Option<Group>,
@@ -175,42 +175,36 @@ pub(super) struct Part {
 pub(super) fn each_part(
     file: &SegmentFile,
     info: &SegmentInfo,
-    mut show: impl FnMut(Part) -> Result<(), Error>,
+    mut show: impl FnMut(Contents) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut losses = None;
-    let mut groups = info.groups();
-    loop {
-        let found = groups.next(file)?;
-        let lost = match &found {
-            Some(found) => found.lost.clone(),
-            None => groups.finish(info.next_sequence, info.next_record),
-        };
-        if let Some(stretch) = lost {
-            let losses = match &mut losses {
-                Some(losses) => losses,
-                none => none.insert(Losses::of(file, info)?),
-            };
-            let mut facts = Facts::default();
-            facts.take(file.frames(stretch.bytes.clone(), 0..0)?);
-            show(Part {
-                at: stretch.bytes.start,
-                group: None,
-                records: stretch.records.clone(),
-                facts: facts.good,
-                facts_lost: false,
-                pieces: pieces::in_stretch(file, &stretch, losses)?,
-            })?;
-        }
-        let Some(Found { at, group, .. }) = found else { return Ok(()) };
+    let mut parts = info.parts();
+    while let Some(part) = parts.next(file)? {
         let mut facts = Facts::default();
-        let good = facts.take(file.facts(at, &group)?);
-        show(Part {
-            at,
-            group: Some(group),
-            records: group.first_record..group.next_record,
-            facts: facts.good,
-            facts_lost: good < u64::from(group.controls),
-            pieces: pieces::in_group(file, at, &group)?,
+        show(match part {
+            Part::Group(at, group) => {
+                let good = facts.take(file.facts(at, &group)?);
+                Contents {
+                    at,
+                    group: Some(group),
+                    records: group.first_record..group.next_record,
+                    facts: facts.good,
+                    facts_lost: good < u64::from(group.controls),
+                    pieces: pieces::in_group(file, at, &group)?,
+                }
+            }
+            Part::Stretch(stretch) => {
+                facts.take(file.frames(stretch.bytes.clone(), 0..0)?);
+                Contents {
+                    at: stretch.bytes.start,
+                    group: None,
+                    records: stretch.records.clone(),
+                    facts: facts.good,
+                    facts_lost: false,
+                    pieces: pieces::in_stretch(file, &stretch, Losses::once(&mut losses, file, info)?)?,
+                }
+            }
         })?;
     }
+    Ok(())
 }

@@ -174,14 +174,14 @@ fn fits(group: &Group, offset: u64, end: u64) -> bool {
 #[derive(Debug, Clone)]
 pub(super) struct Groups {
     /// Where the next group begins.
-    pub(super) offset: u64,
+    offset: u64,
     /// Behind the last group.
-    pub(super) end: u64,
+    end: u64,
     /// What the next group must say of itself. Sequences and records run without a gap inside a segment.
-    pub(super) sequence: u64,
-    pub(super) record: u64,
+    sequence: u64,
+    record: u64,
     /// Behind the last record that can be there: what is known of the segment, or what any journal can reach.
-    pub(super) records_end: u64,
+    records_end: u64,
 }
 
 /// A group on a walk.
@@ -227,15 +227,10 @@ impl Groups {
     }
 
     /// What lies between here and the end, in which there is no group that can be read; goes on behind it.
-    pub(super) fn finish(&mut self, next_sequence: u64, next_record: u64) -> Option<Stretch> {
+    fn finish(&mut self, next_sequence: u64, next_record: u64) -> Option<Stretch> {
         let rest = Stretch { bytes: self.offset..self.end, records: self.record..next_record.max(self.record) };
         (self.offset, self.sequence, self.record) = (self.end, next_sequence, rest.records.end);
         (!rest.bytes.is_empty()).then_some(rest)
-    }
-
-    /// Goes back to a group, to find it again.
-    pub(super) fn rewind(&mut self, at: u64, group: &Group) {
-        (self.offset, self.sequence, self.record) = (at, group.sequence, group.first_record);
     }
 
     /// Whether a group can be the next one, with as many between as fit into what was skipped: bytes in a payload that
@@ -247,6 +242,60 @@ impl Groups {
             && group.first_record >= self.record
             && group.next_record <= self.records_end
             && group.next_record.checked_sub(group.first_record).is_some_and(|count| group.tally.records <= count)
+    }
+}
+
+/// A walk over all that is known to be in a segment.
+#[derive(Debug, Clone)]
+pub(super) struct Parts {
+    groups: Groups,
+    /// Behind the last group.
+    next_sequence: u64,
+    /// The group behind the stretch that was met last.
+    behind: Option<(u64, Group)>,
+}
+
+/// A part of a segment.
+#[derive(Debug)]
+pub(super) enum Part {
+    /// A group, and where it begins.
+    Group(u64, Group),
+    /// What lies between groups, or behind the last that can be read.
+    Stretch(Stretch),
+}
+
+impl Parts {
+    pub(super) fn of(info: &SegmentInfo) -> Self {
+        let groups = Groups::new(info.first_sequence, info.first_record, info.end);
+        let mut parts = Self { groups, next_sequence: info.next_sequence, behind: None };
+        parts.grow(info);
+        parts
+    }
+
+    /// More is known of the segment.
+    pub(super) fn grow(&mut self, info: &SegmentInfo) {
+        (self.groups.end, self.groups.records_end) = (info.end, info.next_record);
+        self.next_sequence = info.next_sequence;
+    }
+
+    /// Behind what is known.
+    pub(super) fn end(&self) -> u64 {
+        self.groups.end
+    }
+
+    /// The next part, in order.
+    pub(super) fn next(&mut self, file: &SegmentFile) -> Result<Option<Part>, Error> {
+        if let Some((at, group)) = self.behind.take() {
+            return Ok(Some(Part::Group(at, group)));
+        }
+        Ok(match self.groups.next(file)? {
+            Some(Found { at, group, lost: None }) => Some(Part::Group(at, group)),
+            Some(Found { at, group, lost: Some(stretch) }) => {
+                self.behind = Some((at, group));
+                Some(Part::Stretch(stretch))
+            }
+            None => self.groups.finish(self.next_sequence, self.groups.records_end).map(Part::Stretch),
+        })
     }
 }
 
