@@ -155,7 +155,8 @@ pub(super) async fn begin(reception: &Reception, parcel: Parcel) -> Result<Pendi
     let Labels { experiment, workspace, kept: headers, via } = labels;
     let experiment = experiment.or(of_trace);
     // Whoever names an experiment may be an SDK that asks for its spans later.
-    let ids: Vec<_> = experiment.iter().flat_map(|_| otlp::split::ids(&payload)).collect();
+    let may_ask = experiment.is_some() && reception.mlflow.is_enabled();
+    let ids = if may_ask { otlp::split::ids(&payload).collect() } else { Vec::new() };
     let submission =
         Submission { payload, summary, door, experiment, workspace, headers, via, peer_uid, call: None, source: None };
     Ok(Pending::Record(enqueue(reception, submission, charge, ids).await?))

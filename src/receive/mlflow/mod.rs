@@ -77,9 +77,14 @@ impl Mlflow {
         }
     }
 
+    /// Whether MLflow's calls are answered.
+    pub(super) fn is_enabled(&self) -> bool {
+        self.settings.enabled
+    }
+
     /// Which of MLflow's calls a request is, if it is one and they are answered.
     pub(super) fn route(&self, head: &Parts) -> Option<Route> {
-        if self.settings.enabled { Route::of(&head.method, head.uri.path()) } else { None }
+        if self.is_enabled() { Route::of(&head.method, head.uri.path()) } else { None }
     }
 
     /// The experiment of calls that name none.
