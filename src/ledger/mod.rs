@@ -7,6 +7,7 @@ mod follow;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use bincode::{Decode, Encode};
 use spool::{Account, Discarded, State, Tally};
@@ -20,6 +21,10 @@ const SPOOL_KEY: &[u8] = b"spool";
 const SCHEMA: u32 = 2;
 /// sled's file has this size at least, once it was opened again.
 pub const MIN_BYTES: u64 = 512 << 10;
+/// How long the lock of a database that was just closed is waited for,
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// and how often it is looked at.
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 /// sled's default is 1 GB.
 const CACHE_BYTES: u64 = 4 << 20;
 
@@ -101,7 +106,7 @@ impl Ledger {
     }
 
     fn try_open(path: &Path) -> Result<(Self, Books, Option<u64>), LedgerError> {
-        let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
+        let db = open_database(path)?;
         match db.get(SCHEMA_KEY)? {
             None => {
                 db.insert(SCHEMA_KEY, &SCHEMA.to_le_bytes())?;
@@ -148,6 +153,26 @@ impl Ledger {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Opens the database, and waits a little for its lock. Whoever opens a ledger holds the state directory, so no other
+/// daemon has it: it is what is left of a handle that was just closed, in a thread of sled's, or in a child between fork and
+/// exec. Taking that for damage would set a good ledger aside.
+fn open_database(path: &Path) -> Result<sled::Db, sled::Error> {
+    let began = Instant::now();
+    loop {
+        match sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).open() {
+            Err(sled::Error::Io(error)) if is_locked(&error) && began.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_LOOK);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// sled has no error of its own for this.
+fn is_locked(error: &std::io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
 }
 
 impl LedgerError {
@@ -292,6 +317,28 @@ mod tests {
         let again = Ledger::open(&path, 2).of_spool(5, 3);
         assert_eq!((again.accounts, again.spool_id), (saved(&state(3)), Some(5)));
         assert!(again.set_aside.is_none());
+    }
+
+    #[test]
+    fn a_ledger_that_is_still_being_closed_is_waited_for() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("ledger");
+        let held = Ledger::open(&path, 1).ledger.expect("a new ledger");
+        held.save(&state(3)).expect("it can be written");
+        let (asked, open) = std::sync::mpsc::channel();
+        let again = std::thread::scope(|scope| {
+            let path = &path;
+            let again = scope.spawn(move || {
+                asked.send(()).expect("someone listens");
+                Ledger::open(path, 2)
+            });
+            open.recv().expect("it begins");
+            // Held for some looks at least: one that gave up would be back by now, or be set aside.
+            std::thread::sleep(3 * LOCK_LOOK);
+            drop(held);
+            again.join().expect("no panic")
+        });
+        assert_eq!((again.accounts, again.set_aside), (saved(&state(3)), None));
     }
 
     #[test]
